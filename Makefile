@@ -1,0 +1,42 @@
+# make demo   the whole path on a demo hospital: records -> manifest -> training -> report (about 10 minutes on 2 cores)
+# make test   the tests; make check adds lint and types; make bench PART=slides|ingest|cohort|step|evaluate measures
+PYTHON ?= python3
+DEVICE ?= cpu
+SEED ?= 7
+TILE_PX ?= 224
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test check lint types bench giant-step lock clean
+.DEFAULT_GOAL := demo
+
+$(INSTALLED): pyproject.toml requirements.lock
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev,lis,dask]'
+	if [ "$$(uname -s)" = Linux ]; then $(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c requirements.lock cucim-cu13 click lazy-loader; fi
+	touch $@
+
+demo: $(INSTALLED)
+	DEVICE=$(DEVICE) SEED=$(SEED) PATH="$(CURDIR)/$(BIN):$$PATH" bash manifests/demo.sh
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+check: lint types test
+
+bench: $(INSTALLED)
+	@test -n "$(PART)" || { echo "say which part: make bench PART=slides|ingest|cohort|step|evaluate"; exit 2; }
+	$(BIN)/python -m tests.benchmarks.bench_$(PART)
+
+giant-step: $(INSTALLED)
+	$(BIN)/python -m tests.benchmarks.giant_step --tile-px $(TILE_PX)
+
+clean:
+	rm -rf build demo .pytest_cache .mypy_cache .ruff_cache

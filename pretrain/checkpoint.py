@@ -1,0 +1,98 @@
+"""Checkpoints: one folder per save, whole or absent, with a SHA-256 of each file, loaded without running code.
+
+`checkpoints/step_00000120/{model.pt, training.pt, SHA256SUMS}`; `last` and `best` are symbolic links. Rank 0 writes
+alone: the other ranks send it their share first, so no shared disk is needed between nodes.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ingest.atomic import atomic_folder
+from ingest.errors import InputError
+
+SUMS = "SHA256SUMS"
+
+
+def save_checkpoint(run: Path, step: int, parts: Mapping[str, Any], *, keep: int, best: bool = False) -> Path:
+    """Write `parts` (name -> state of tensors and plain Python values) and move the `last` (and `best`) link.
+
+    Args:
+        keep: how many of the newest folders stay; the one `best` points to always stays.
+    """
+    folder = run / "checkpoints" / f"step_{step:08d}"
+    with atomic_folder(folder) as temporary:
+        lines = []
+        for name, state in sorted(parts.items()):
+            file = temporary / f"{name}.pt"
+            torch.save(state, file)
+            lines.append(f"{_sha256(file)}  {file.name}\n")
+        (temporary / SUMS).write_text("".join(lines), encoding="ascii")
+    _link(folder, "last")
+    if best:
+        _link(folder, "best")
+    for old in _folders(run)[:-keep]:
+        if old.name not in {_target(run, "best"), _target(run, "last")}:
+            shutil.rmtree(old)
+    return folder
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any]:
+    """The parts of a checkpoint, its sums checked.
+
+    Raises:
+        InputError: a file is missing or not what was written (a disk error flips bytes without a word).
+    """
+    try:
+        lines = (folder / SUMS).read_text(encoding="ascii").splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"checkpoint {folder.name}: no {SUMS}; it is not a whole checkpoint, use another one") from None
+    parts = {}
+    for line in lines:
+        wanted, name = line.split("  ", maxsplit=1)
+        file = folder / name
+        if not file.exists() or _sha256(file) != wanted:
+            raise InputError(f"checkpoint {folder.name}: {name} is missing or damaged; use another checkpoint")
+        parts[file.stem] = torch.load(file, map_location="cpu", weights_only=True)
+    return parts
+
+
+def find_checkpoint(run: Path, which: str) -> Path | None:
+    """The folder for `last` or `best` (with a damaged `last`, the newest undamaged one), or None when there is none."""
+    if which == "best":
+        name = _target(run, "best")
+        return run / "checkpoints" / name if name else None
+    for folder in reversed(_folders(run)):
+        try:
+            load_checkpoint(folder)
+        except InputError as error:
+            print(f"skipped: {error}", flush=True)
+            continue
+        return folder
+    return None
+
+
+def _folders(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("step_*"))
+
+
+def _target(run: Path, link: str) -> str | None:
+    path = run / "checkpoints" / link
+    return os.readlink(path) if path.is_symlink() else None
+
+
+def _link(folder: Path, name: str) -> None:
+    temporary = folder.parent / f".{name}.tmp"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(folder.name)
+    os.replace(temporary, folder.parent / name)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
