@@ -4,8 +4,8 @@ Excluded: a rule or policy decided (another stain, an indeterminate label). Fail
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ingest.errors import GateError
@@ -15,13 +15,14 @@ Status = Literal["excluded", "failed"]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Loss:
-    """One row that is not used: `key` is a pseudonym or a running number, never an identifier of the source."""
+    """Rows that are not used: `key` is a pseudonym, never an identifier of the source; `count` rows share key and reason."""
 
     entity: str  # slide, part, case, row, file
     key: str
     stage: str  # source, identity, report, label, join, tiles, policy
     status: Status
     reason: str
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,30 +36,36 @@ class Tally:
 
     def reasons(self) -> dict[str, int]:
         """`stage/reason` -> count, most frequent first."""
-        counts = Counter(f"{loss.stage}/{loss.reason}" for loss in self.losses)
+        counts: Counter[str] = Counter()
+        for loss in self.losses:
+            counts[f"{loss.stage}/{loss.reason}"] += loss.count
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def balance(entity: str, num_in: int, num_used: int, losses: Iterable[Loss]) -> Tally:
-    """The checked tally of one entity.
+    """The checked tally of one entity; losses of other entities are passed over.
 
     Raises:
-        GateError: used + excluded + failed is not what came in, or a key is lost twice: rows vanished or were invented.
+        GateError: used + left out is not what came in, or a loss is told twice: rows vanished or were invented.
     """
     mine = tuple(sorted(loss for loss in losses if loss.entity == entity))
-    repeated = [key for key, count in Counter(loss.key for loss in mine).items() if count > 1]
-    if repeated or num_in != num_used + len(mine):
-        raise GateError(f"ledger of {entity}s does not add up: {num_in} in, {num_used} used, {len(mine)} left out, "
-                        f"{len(repeated)} keys left out twice; nothing was published; please report this as a defect")
+    num_lost = sum(loss.count for loss in mine)
+    num_twice = len(mine) - len({(loss.key, loss.stage, loss.reason) for loss in mine})
+    if num_twice or num_in != num_used + num_lost:
+        raise GateError(
+            f"ledger of {entity}s does not add up: {num_in} in, {num_used} used, {num_lost} left out, {num_twice} told "
+            "twice; nothing was published; please report this as a defect"
+        )
     return Tally(entity, num_in, num_used, mine)
 
 
-def quarantine_rows(tallies: Iterable[Tally]) -> list[dict[str, str]]:
+def quarantine_rows(tallies: Iterable[Tally]) -> list[dict[str, Any]]:
     """Rows of `quarantine.parquet`."""
-    return [{"entity": loss.entity, "key": loss.key, "stage": loss.stage, "status": loss.status, "reason": loss.reason}
-            for tally in tallies for loss in tally.losses]
+    return [asdict(loss) for tally in tallies for loss in tally.losses]
 
 
-def facts(tallies: Iterable[Tally]) -> Mapping[str, Any]:
+def facts(tallies: Iterable[Tally]) -> dict[str, Any]:
     """The ledger as it stands in `dataset.json`."""
-    return {tally.entity: {"in": tally.num_in, "used": tally.num_used, "left_out": tally.reasons()} for tally in tallies}
+    return {
+        tally.entity: {"in": tally.num_in, "used": tally.num_used, "left_out": tally.reasons()} for tally in tallies
+    }

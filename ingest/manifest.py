@@ -40,67 +40,90 @@ def _required_words(*names: str) -> list[pa.Field]:
 
 
 TABLES: dict[str, pa.Schema] = {
-    "slides": pa.schema([
-        *(_key(name) for name in ("patient_key", "case_key", "specimen_key", "slide_key")),
-        pa.field("block_key", pa.string()),
-        *_required_words("label"),
-        *_words("finding", "label_scope", "evidence_source", "rule_id", "exclude_reason"),
-        *_words("site", "laterality", "procedure", "stain", "scanner", "centre"),
-        pa.field("year", pa.int16()),
-        pa.field("num_slides_in_part", pa.int32()),
-        pa.field("width_px", pa.int64()),
-        pa.field("height_px", pa.int64()),
-        pa.field("mpp", pa.float64()),
-        pa.field("num_tiles", pa.int32()),
-        pa.field("tissue_mm2", pa.float32()),
-        pa.field("content_hash", pa.string()),
-        pa.field("duplicate_of", pa.string()),
-        *_words("split"),
-        pa.field("weight", pa.float32(), nullable=False),
-    ]),
-    "tiles": pa.schema([
-        _key("slide_key"),
-        pa.field("width_px", pa.int64(), nullable=False),
-        pa.field("height_px", pa.int64(), nullable=False),
-        pa.field("slide_mpp", pa.float64(), nullable=False),
-        pa.field("tile_size_px", pa.int32(), nullable=False),
-        pa.field("tile_mpp", pa.float64(), nullable=False),
-        pa.field("num_columns", pa.int32(), nullable=False),
-        pa.field("num_rows", pa.int32(), nullable=False),
-        pa.field("mask", pa.binary(), nullable=False),
-        pa.field("num_tiles", pa.int32(), nullable=False),
-        pa.field("tissue_mm2", pa.float32(), nullable=False),
-        *_required_words("reader"),
-    ]),
-    "specimens": pa.schema([
-        *(_key(name) for name in ("patient_key", "case_key", "specimen_key")),
-        *_required_words("label"),
-        *_words("finding", "evidence_source", "rule_id", "exclude_reason"),
-        *_words("site", "laterality", "procedure"),
-        pa.field("atypia", pa.bool_(), nullable=False),
-        pa.field("num_slides", pa.int32(), nullable=False),
-    ]),
-    "splits": pa.schema([
-        _key("patient_key"),
-        *_required_words("scheme"),
-        pa.field("fold", pa.int16(), nullable=False),
-        *_required_words("split"),
-    ]),
-    "quarantine": pa.schema([
-        *_required_words("entity"),
-        _key("key"),
-        *_required_words("stage", "status", "reason"),
-    ]),
-    "conflicts": pa.schema([
-        _key("specimen_key"),
-        *_required_words("source_a", "label_a", "source_b", "label_b", "resolution"),
-    ]),
-    "evidence": pa.schema([
-        _key("specimen_key"),
-        *_required_words("rule_id", "term", "section", "context"),
-        pa.field("start", pa.int32(), nullable=False),
-        pa.field("end", pa.int32(), nullable=False),
-    ]),
+    "slides": pa.schema(
+        [
+            *(_key(name) for name in ("patient_key", "case_key", "specimen_key", "slide_key")),
+            pa.field("block_key", pa.string()),
+            *_required_words("label"),
+            *_words("finding", "label_scope", "evidence_source", "rule_id", "exclude_reason"),
+            *_words("site", "laterality", "procedure", "stain", "scanner", "centre"),
+            pa.field("year", pa.int16()),
+            pa.field("num_slides_in_part", pa.int32()),
+            pa.field("width_px", pa.int64()),
+            pa.field("height_px", pa.int64()),
+            pa.field("mpp", pa.float64()),
+            pa.field("num_tiles", pa.int32()),
+            pa.field("tissue_mm2", pa.float32()),
+            pa.field("content_hash", pa.string()),
+            pa.field("duplicate_of", pa.string()),
+            *_words("split"),
+            pa.field("weight", pa.float32(), nullable=False),
+        ]
+    ),
+    "tiles": pa.schema(
+        [
+            _key("slide_key"),
+            pa.field("width_px", pa.int64(), nullable=False),
+            pa.field("height_px", pa.int64(), nullable=False),
+            pa.field("slide_mpp", pa.float64(), nullable=False),
+            pa.field("tile_size_px", pa.int32(), nullable=False),
+            pa.field("tile_mpp", pa.float64(), nullable=False),
+            pa.field("num_columns", pa.int32(), nullable=False),
+            pa.field("num_rows", pa.int32(), nullable=False),
+            pa.field("mask", pa.binary(), nullable=False),
+            pa.field("num_tiles", pa.int32(), nullable=False),
+            pa.field("tissue_mm2", pa.float32(), nullable=False),
+            *_required_words("reader"),
+        ]
+    ),
+    "specimens": pa.schema(
+        [
+            *(_key(name) for name in ("patient_key", "case_key", "specimen_key")),
+            *_required_words("label"),
+            *_words("finding", "evidence_source", "rule_id", "exclude_reason"),
+            *_words("site", "laterality", "procedure"),
+            pa.field("atypia", pa.bool_(), nullable=False),
+            pa.field("num_slides", pa.int32(), nullable=False),
+        ]
+    ),
+    "splits": pa.schema(
+        [
+            _key("patient_key"),
+            *_required_words("scheme"),
+            pa.field("fold", pa.int16(), nullable=False),
+            *_required_words("split"),
+        ]
+    ),
+    "quarantine": pa.schema(
+        [
+            *_required_words("entity"),
+            _key("key"),
+            *_required_words("stage", "status", "reason"),
+            pa.field("count", pa.int64(), nullable=False),
+        ]
+    ),
+    "conflicts": pa.schema(
+        [
+            _key("specimen_key"),
+            *_required_words("source_a", "label_a", "source_b", "label_b", "resolution"),
+        ]
+    ),
+    "evidence": pa.schema(
+        [
+            _key("specimen_key"),
+            *_required_words("rule_id", "term", "section", "context"),
+            pa.field("start", pa.int32(), nullable=False),
+            pa.field("end", pa.int32(), nullable=False),
+        ]
+    ),
+    "split_changes": pa.schema(
+        [
+            _key("patient_key"),
+            *_required_words("old_split"),
+            _key("merged_into_key"),
+            *_words("new_split"),
+        ]
+    ),
     # In the vault, never in the manifest:
     "locations": pa.schema([_key("slide_key"), _key("path")]),
 }
@@ -114,14 +137,14 @@ class Provenance:
     Attributes:
         config_digest, rules_digest, policy_digest: SHA-256 of the resolved configuration, rule file and label policy.
         key_fingerprint: short digest of the pseudonym key: manifests made with different keys must not be joined.
-        snapshot: when the source was read or exported, as the source says (year or ISO date-time); not a run time.
+        snapshot_at: when the source was read or last changed, ISO date-time; of the database, not of the run.
     """
 
     config_digest: str
     rules_digest: str
     policy_digest: str
     key_fingerprint: str
-    snapshot: str
+    snapshot_at: str
 
 
 def package_version() -> str:
@@ -131,7 +154,9 @@ def package_version() -> str:
         return "source"
 
 
-def table_from_rows(name: str, rows: Iterable[Mapping[str, Any]], extra: Mapping[str, pa.DataType] | None = None) -> pa.Table:
+def table_from_rows(
+    name: str, rows: Iterable[Mapping[str, Any]], extra: Mapping[str, pa.DataType] | None = None
+) -> pa.Table:
     """A table of the schema `name` from rows as mappings; columns that a row does not name become null."""
     fields = [*TABLES[name], *(pa.field(column, kind) for column, kind in (extra or {}).items())]
     return pa.Table.from_pylist(list(rows), schema=pa.schema(fields))
@@ -154,8 +179,13 @@ def write_table(folder: Path, name: str, table: pa.Table, provenance: Provenance
     }
     table = table.replace_schema_metadata({f"fullslide.{key}": value for key, value in footer.items()})
     with atomic_file(folder / f"{name}.parquet") as temporary:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP_SIZE,
-                       use_dictionary=[field.name for field in table.schema if pa.types.is_dictionary(field.type)])
+        pq.write_table(
+            table,
+            temporary,
+            compression="zstd",
+            row_group_size=ROW_GROUP_SIZE,
+            use_dictionary=[field.name for field in table.schema if pa.types.is_dictionary(field.type)],
+        )
     return digest
 
 
@@ -173,15 +203,24 @@ def read_table(folder: Path, name: str, columns: list[str] | None = None) -> pa.
         if found.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
             raise ManifestError(
                 f"manifest {folder.name}: {path.name} has schema {found}, this code reads {SCHEMA_VERSION}; "
-                "rebuild the manifest or use the version of fullslide that wrote it")
+                "rebuild the manifest or use the version of fullslide that wrote it"
+            )
         table = pq.read_table(path, columns=columns)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ManifestError(f"manifest {folder.name}: {path.name} cannot be read as Parquet; restore or rebuild it "
-                            f"({type(error).__name__})") from None
+        table.validate(full=True)  # 0.05 s for 1 M slides; finds text that a damaged page left undecodable
+        names = table.column_names
+    except ManifestError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:  # a flipped byte may also spoil the UTF-8 of a name
+        raise ManifestError(
+            f"manifest {folder.name}: {path.name} cannot be read as Parquet; restore or rebuild it "
+            f"({type(error).__name__})"
+        ) from None
     if columns is None:
-        missing = [column for column in TABLES[name].names if column not in table.column_names]
+        missing = [column for column in TABLES[name].names if column not in names]
         if missing:
-            raise ManifestError(f"manifest {folder.name}: {path.name} lacks the columns {', '.join(missing)}; rebuild it")
+            raise ManifestError(
+                f"manifest {folder.name}: {path.name} lacks the columns {', '.join(missing)}; rebuild it"
+            )
     return table
 
 
@@ -192,11 +231,16 @@ def read_footer(folder: Path, name: str) -> dict[str, str]:
         ManifestError: the file is not one of ours.
     """
     metadata = pq.read_schema(folder / f"{name}.parquet").metadata or {}
-    footer = {key.decode().removeprefix("fullslide."): value.decode()
-              for key, value in metadata.items() if key.startswith(b"fullslide.")}
+    footer = {
+        key.decode().removeprefix("fullslide."): value.decode()
+        for key, value in metadata.items()
+        if key.startswith(b"fullslide.")
+    }
     if "schema_version" not in footer:
-        raise ManifestError(f"manifest {folder.name}: {name}.parquet has no fullslide footer; it was not written by "
-                            "`python -m ingest`, or another tool rewrote it and dropped the footer")
+        raise ManifestError(
+            f"manifest {folder.name}: {name}.parquet has no fullslide footer; it was not written by "
+            "`python -m ingest`, or another tool rewrote it and dropped the footer"
+        )
     return footer
 
 
@@ -216,27 +260,37 @@ def conform(name: str, table: pa.Table) -> pa.Table:
         column = table.column(field.name)
         try:
             column = _plain(column).cast(_plain_type(field.type))
-        except pa.ArrowInvalid:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             raise ManifestError(f"table {name}: column {field.name} is {column.type}, expected {field.type}") from None
         if column.null_count and not field.nullable:
-            raise ManifestError(f"table {name}: column {field.name} has {column.null_count} empty values of "
-                                f"{table.num_rows}; it must be filled in every row")
+            raise ManifestError(
+                f"table {name}: column {field.name} has {column.null_count} empty values of "
+                f"{table.num_rows}; it must be filled in every row"
+            )
         # A dictionary in sorted order makes the bytes independent of the order in which values were met.
         arrays.append(_sorted_dictionary(column) if pa.types.is_dictionary(field.type) else column)
-    fields = [*schema, *(table.schema.field(column) for column in further)]
-    return pa.table([*arrays, *(table.column(column) for column in further)],
-                    schema=pa.schema([field.remove_metadata() for field in fields]))
+    fields = list(schema)
+    for column in further:
+        array = _plain(table.column(column))
+        if pa.types.is_large_string(array.type):  # what pandas makes of text
+            array = array.cast(pa.string())
+        arrays.append(array)
+        fields.append(pa.field(column, array.type))
+    return pa.table(arrays, schema=pa.schema([field.remove_metadata() for field in fields]))
 
 
 def sorted_by_keys(name: str, table: pa.Table) -> pa.Table:
-    order = [(field.name, "ascending") for field in TABLES[name] if not field.nullable
-             and not pa.types.is_binary(field.type) and not pa.types.is_dictionary(field.type)]
+    order = [
+        (field.name, "ascending")
+        for field in TABLES[name]
+        if not field.nullable and not pa.types.is_binary(field.type) and not pa.types.is_dictionary(field.type)
+    ]
     words = [field.name for field in TABLES[name] if pa.types.is_dictionary(field.type) and not field.nullable]
     if not words:
         return table.sort_by(order).combine_chunks()
     plain = pa.table({column: _plain(table.column(column)) for column in [*(key for key, _ in order), *words]})
     indices = pc.sort_indices(plain, sort_keys=[*order, *((word, "ascending") for word in words)])
-    return table.take(indices).combine_chunks()
+    return table.combine_chunks().take(indices)
 
 
 def content_digest(table: pa.Table) -> str:
@@ -256,15 +310,38 @@ def content_digest(table: pa.Table) -> str:
             if array.buffers()[2] is not None and len(array):
                 digest.update(memoryview(array.buffers()[2])[offsets[0] : offsets[-1]])
         else:
+            assert pa.types.is_primitive(kind), f"no digest for {name}: {kind}"  # objects would digest as addresses
             zero = False if pa.types.is_boolean(kind) else 0
             digest.update(np.ascontiguousarray(array.fill_null(zero).to_numpy(zero_copy_only=False)).tobytes())
     return digest.hexdigest()
 
 
-def write_dataset_card(folder: Path, provenance: Provenance, digests: Mapping[str, str], facts: Mapping[str, Any]) -> None:
+def read_dataset_card(folder: Path) -> dict[str, Any]:
+    """`dataset.json` of a manifest.
+
+    Raises:
+        ManifestError: it is missing or no JSON.
+    """
+    try:
+        document: dict[str, Any] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ManifestError(
+            f"manifest {folder.name}: dataset.json is missing or damaged; build the manifest anew"
+        ) from None
+    return document
+
+
+def write_dataset_card(
+    folder: Path, provenance: Provenance, digests: Mapping[str, str], facts: Mapping[str, Any]
+) -> None:
     """`dataset.json`: the footer once more for people and tools without Parquet, with counts, ledger and gates."""
-    card = {"schema_version": SCHEMA_VERSION, "code_version": package_version(), **asdict(provenance),
-            "content_digests": dict(digests), **facts}
+    card = {
+        "schema_version": SCHEMA_VERSION,
+        "code_version": package_version(),
+        **asdict(provenance),
+        "content_digests": dict(digests),
+        **facts,
+    }
     with atomic_file(folder / "dataset.json") as temporary:
         temporary.write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
