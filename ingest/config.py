@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ingest.errors import ConfigError
 
-
 STAGES = ("ingest", "pretrain", "evaluate")
 
 
@@ -28,9 +27,13 @@ class Section(BaseModel):
 SectionT = TypeVar("SectionT", bound=Section)
 
 
-def load_config(model: type[SectionT], stage: str, path: Path | None, overrides: Sequence[str] = ()) -> SectionT:
+def load_config(
+    model: type[SectionT], stage: str, path: Path | None, overrides: Sequence[str] = (), *, only_known: bool = False
+) -> SectionT:
     """The validated configuration of one stage; `overrides` are `section.key=value` with a TOML value or a bare word.
 
+    Args:
+        only_known: pass over sections of the file that `model` does not have: it takes some sections of a larger file.
     Raises:
         ConfigError: the file is missing or no TOML, or a key or value is refused; all faults are listed at once.
     """
@@ -43,9 +46,13 @@ def load_config(model: type[SectionT], stage: str, path: Path | None, overrides:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"configuration {path.name}: not valid TOML: {error}") from None
         if unknown := sorted(set(values) - set(STAGES)):
-            raise ConfigError(f"configuration {path.name}: unknown table [{unknown[0]}]; every table starts with one of "
-                              f"{', '.join(STAGES)}, as in [{stage}.{unknown[0]}]")
+            raise ConfigError(
+                f"configuration {path.name}: unknown table [{unknown[0]}]; every table starts with one of "
+                f"{', '.join(STAGES)}, as in [{stage}.{unknown[0]}]"
+            )
         values = values.get(stage, {})
+        if only_known:
+            values = {name: value for name, value in values.items() if name in model.model_fields}
     for override in overrides:
         _apply(values, override)
     try:
