@@ -1,0 +1,171 @@
+"""Command line of evaluation. Imports no torch until a command needs it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ingest.command import new_app, run_app
+
+app = new_app("""From a run folder and its manifest to predictions, an honest report, heat maps and an encoder.
+
+\b
+All at once:     python -m evaluate run runs/breast --license cc-by-nc-4.0
+Step by step:    python -m evaluate predict runs/breast
+                 python -m evaluate report runs/breast
+                 python -m evaluate export runs/breast exports/breast --license cc-by-nc-4.0
+""")
+
+RunArgument = Annotated[Path, typer.Argument(help="Run folder of pretrain.")]
+CheckpointOption = Annotated[str, typer.Option("--checkpoint", help="best or last.")]
+LicenseOption = Annotated[
+    str, typer.Option("--license", help="Licence of the weights, for example cc-by-nc-4.0. Required.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value of [evaluate.*]; may be repeated.")
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="TOML file; its tables [evaluate.*] are read.")
+]
+
+
+@app.command()
+def predict(
+    run_folder: RunArgument, checkpoint: CheckpointOption = "best", config: ConfigOption = None, set_: SetOption = None
+) -> None:
+    """Score every slide with all its tiles: predictions.parquet, and the attention of every tile.
+
+    \b
+    Example: python -m evaluate predict runs/breast --set splits='["test"]'
+    """
+    from evaluate.whole import EvaluateConfig, predict_run
+    from ingest.config import load_config
+
+    resolved = load_config(EvaluateConfig, "evaluate", config, set_ or [])
+    path = predict_run(run_folder, checkpoint, resolved)
+    print(f"predictions: {path}")
+
+
+@app.command()
+def report(
+    run_folder: RunArgument, checkpoint: CheckpointOption = "best", config: ConfigOption = None, set_: SetOption = None
+) -> None:
+    """Metrics with intervals, figures and one HTML page, from the predictions of a run.
+
+    \b
+    Example: python -m evaluate report runs/breast --set metrics.num_resamples=5000
+    """
+    from evaluate.whole import EvaluateConfig, report_run
+    from ingest.config import load_config
+
+    print(report_run(run_folder, checkpoint, load_config(EvaluateConfig, "evaluate", config, set_ or [])).headline)
+
+
+@app.command()
+def export(
+    run_folder: RunArgument,
+    folder: Annotated[Path, typer.Argument(help="Where to write the encoder.")],
+    license_: LicenseOption,
+    checkpoint: CheckpointOption = "best",
+) -> None:
+    """The trained encoder as a folder that plain timm loads, checked on real tiles.
+
+    \b
+    Example: python -m evaluate export runs/breast exports/breast --license cc-by-nc-4.0
+    """
+    from evaluate.whole import export_run
+
+    print(f"encoder: {export_run(run_folder, folder, license_, checkpoint)}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders or prediction tables; all are compared with the first.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o")] = Path("comparison"),
+    split: Annotated[str, typer.Option(help="Part to compare on.")] = "test",
+    level: Annotated[str, typer.Option(help="slide, specimen or patient.")] = "slide",
+) -> None:
+    """Paired differences of runs on the same slides, with patient-clustered intervals and p-values after Holm.
+
+    \b
+    Example: python -m evaluate compare runs/end_to_end runs/frozen
+    """
+    from evaluate.compare import compare_runs, comparison_text, read_runs, write_comparison
+    from ingest.errors import ConfigError
+
+    if level not in ("slide", "specimen", "patient"):
+        raise ConfigError(f"--level {level}: choose slide, specimen or patient")
+    comparisons = compare_runs(read_runs(runs), level=level, split=split)  # type: ignore[arg-type]
+    print(comparison_text(comparisons))
+    write_comparison(comparisons, out)
+    print(f"open {out}")
+
+
+@app.command()
+def mccv(
+    config: Annotated[
+        Path, typer.Argument(help="TOML with [[evaluate.runs]]: algorithm, predictions, tiles, num_tiles ...")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o")] = Path("mccv"),
+) -> None:
+    """The paper's Table 1: mean (standard deviation) over Monte Carlo splits, and the curve of AUC against tiles.
+
+    \b
+    Example: python -m evaluate mccv egfr_table.toml --out tables/egfr
+    """
+    from evaluate.mccv import MccvConfig, mccv_rows, table_text, write_mccv
+    from ingest.config import load_config
+
+    rows = mccv_rows(load_config(MccvConfig, "evaluate", config), config.parent)
+    print(table_text(rows))
+    write_mccv(rows, out)
+    print(f"open {out}")
+
+
+@app.command()
+def attention(
+    run_folder: RunArgument,
+    slides: Annotated[list[str], typer.Argument(help="slide_key of predictions.parquet.")],
+    out: Annotated[Path, typer.Option("--out", "-o")] = Path("attention"),
+    checkpoint: CheckpointOption = "best",
+    viewer_mpp: Annotated[float | None, typer.Option(help="Sharpness of the viewer, micrometres per pixel.")] = None,
+) -> None:
+    """Heat map, most and least attended tiles, QuPath GeoJSON and a viewer page for some slides.
+
+    \b
+    Example: python -m evaluate attention runs/breast 4jz2k... --out pictures --viewer-mpp 2
+    """
+    from evaluate.whole import attention_run
+
+    attention_run(run_folder, slides, out, checkpoint, viewer_mpp)
+    for slide in slides:
+        print(f"open {out / slide / 'heatmap.png'} and {out / slide / 'viewer' / 'index.html'}")
+
+
+@app.command()
+def run(
+    run_folder: RunArgument,
+    license_: LicenseOption,
+    checkpoint: CheckpointOption = "best",
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Predict, report and export in one go; the last lines say what came out and what to open.
+
+    \b
+    Example: python -m evaluate run runs/breast --license cc-by-nc-4.0
+    """
+    from evaluate.whole import EvaluateConfig, run_all
+    from ingest.config import load_config
+
+    run_all(run_folder, checkpoint, load_config(EvaluateConfig, "evaluate", config, set_ or []), license_)
+
+
+def main() -> None:
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

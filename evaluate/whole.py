@@ -1,0 +1,189 @@
+"""Predict, report and export of one run, put together: what the command line calls."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluate.export import EncoderFacts, export_encoder
+from evaluate.metrics import EvaluationConfig, Selection, evaluate_predictions
+from evaluate.model_card import model_card, read_metrics_document
+from evaluate.pictures import attention_folder, error_cases
+from evaluate.predict import predict, read_slide
+from evaluate.predictions import read_predictions
+from evaluate.report.build import FunnelStage, build_report, worst_errors
+from evaluate.report.training import read_training_log
+from ingest.config import Section, to_toml
+from ingest.errors import InputError
+from ingest.manifest import read_table
+from ingest.slide import open_slide
+from pretrain.cohort import Cohort
+from pretrain.config import DataConfig, StepConfig
+from pretrain.encoder import build_encoder, preprocessing
+from pretrain.start import open_cohort
+from pretrain.trained import open_trained, require_same_geometry
+
+NUM_PARITY_TILES = 8
+
+
+class EvaluateConfig(Section):
+    """Everything the commands of `evaluate` can be told."""
+
+    splits: tuple[str, ...] = ("tune", "test")  # parts to predict; tune gives the threshold, test the numbers
+    step: StepConfig = StepConfig()  # layout and memory of prediction; one process unless started under torchrun
+    reader: DataConfig = DataConfig()  # only its reader settings are used
+    metrics: EvaluationConfig = EvaluationConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """What to say about a report: the headline sentence and the page to open."""
+
+    headline: str
+    page: Path
+
+
+def predict_run(run: Path, checkpoint: str, config: EvaluateConfig) -> Path:
+    """`predictions.parquet` of a run, in its folder."""
+    trained = open_trained(run, checkpoint)
+    cohort = open_cohort(trained.config)
+    data = trained.config.data.model_copy(
+        update={name: getattr(config.reader, name) for name in ("reader", "reader_threads", "slides_ahead")}
+    )
+    step = config.step
+    if step.layout == "single" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        step = step.model_copy(update={"layout": "shared"})
+    path, unread = predict(trained, cohort, config.splits, run, data, step)
+    if unread:
+        print(f"{len(unread)} slides could not be read and have no prediction: {', '.join(unread[:5])}")
+    return path
+
+
+def report_run(run: Path, checkpoint: str, config: EvaluateConfig) -> Reported:
+    """`report/` in the run folder."""
+    trained = open_trained(run, checkpoint)
+    cohort = open_cohort(trained.config)
+    predictions = read_predictions(run / "predictions.parquet")
+    if set(predictions["run_digest"]) != {trained.digest}:
+        raise InputError(f"run {run.name}: predictions.parquet was made with other weights than checkpoint {checkpoint}; "
+                         f"run `python -m evaluate predict {run} --checkpoint {checkpoint}` again")  # fmt: skip
+    manifest = trained.config.data.manifest
+    selected_on = "tune" if trained.config.run.select_by == "tune_auc" else "last epoch (nothing selected)"
+    num_candidates = trained.num_epochs if trained.config.run.select_by == "tune_auc" else 1
+    metrics = config.metrics
+    if metrics.trained_prevalence is None:
+        metrics = metrics.model_copy(update={"trained_prevalence": _trained_prevalence(cohort)})
+    evaluation = evaluate_predictions(
+        predictions, metrics, slides=read_table(manifest, "slides").to_pandas(),
+        selection=Selection(checkpoint=trained.checkpoint, selected_on=selected_on, num_candidates=num_candidates),
+    )  # fmt: skip
+    slides = {slide.slide_key: slide for slide in cohort.slides}
+    files = build_report(
+        evaluation, run / "report", title=f"{evaluation.task}: {run.name}",
+        training=read_training_log(run / "metrics.jsonl"), funnel=_funnel(manifest),
+        errors=error_cases(worst_errors(predictions, evaluation), slides, run),
+        resolved_config=to_toml("pretrain", trained.config), environment=_environment(run),
+    )  # fmt: skip
+    level = evaluation.headline
+    auroc = level.metrics["auroc"]
+    if auroc.value is None:
+        sentence = f"AUC on {evaluation.scored_on}: not defined ({auroc.reason})"
+    else:
+        sentence = (f"AUC on {evaluation.scored_on}: {auroc.value:.3f} ({metrics.confidence:.0%} interval {auroc.low:.3f} to "
+                    f"{auroc.high:.3f}; {level.num_units} {level.level}s, {level.num_positive} positive, of "
+                    f"{level.num_patients} patients; selected on {selected_on})")  # fmt: skip
+    return Reported(sentence, files.html)
+
+
+def export_run(run: Path, folder: Path, license: str, checkpoint: str) -> Path:
+    """The encoder of a run as a timm folder; see `export_encoder`."""
+    trained = open_trained(run, checkpoint)
+    cohort = open_cohort(trained.config)
+    require_same_geometry(trained, cohort)
+    encoder = build_encoder(trained.config.encoder)
+    encoder.load_state_dict(trained.parts["encoder"])
+    mean, std = preprocessing(trained.config.encoder)
+    size = trained.config.encoder.image_size_px
+    facts = EncoderFacts(
+        architecture=trained.config.encoder.name, model_args={} if size is None else {"img_size": size},
+        tile_size_px=trained.tile_size_px, tile_mpp=trained.tile_mpp, mean=mean, std=std, stain="H&E", license=license,
+        provenance={"weights": trained.digest, "manifest": trained.manifest_digest, "checkpoint": trained.checkpoint},
+    )  # fmt: skip
+    num_features = int(encoder.num_features)  # type: ignore[arg-type]
+    card = model_card(trained, cohort, num_features, license, read_metrics_document(run / "report" / "metrics.json"))
+    return export_encoder(encoder, facts, _real_tiles(cohort), card, folder)
+
+
+def run_all(run: Path, checkpoint: str, config: EvaluateConfig, license: str) -> None:
+    """Everything, and the last lines: what the number is, what was left out, what to open."""
+    predict_run(run, checkpoint, config)
+    reported = report_run(run, checkpoint, config)
+    folder = export_run(run, run / "encoder", license, checkpoint)
+    trained = open_trained(run, checkpoint)
+    manifest = trained.config.data.manifest
+    print()
+    for entity, tally in _ledger(manifest).items():
+        lost = ", ".join(f"{reason.split('/')[-1]} {count}" for reason, count in tally["left_out"].items())
+        print(f"{entity}s: {tally['in']:,} in, {tally['used']:,} used; left out: {lost or 'none'}")
+    print(reported.headline)
+    print("open:")
+    print(f"  {reported.page}  the report, one file")
+    print(f"  {manifest / 'card.md'}  the cohort: labels, splits, what was left out and why")
+    print(f"  {folder}  the encoder: timm.create_model('local-dir:{folder}', pretrained=True)")
+    print(f"  tensorboard --logdir {run}  the training")
+
+
+def attention_run(
+    run: Path, slide_keys: Sequence[str], folder: Path, checkpoint: str, viewer_mpp: float | None
+) -> None:
+    """`folder/SLIDE/` with heat map, galleries, GeoJSON and viewer for some predicted slides of a run."""
+    slides = {slide.slide_key: slide for slide in open_cohort(open_trained(run, checkpoint).config).slides}
+    for slide_key in slide_keys:
+        if slide_key not in slides:
+            raise InputError(
+                f"slide {slide_key}: not in the manifest of run {run.name}; take a slide_key of its predictions"
+            )
+        attention_folder(slides[slide_key], read_slide(run, slide_key), folder / slide_key, viewer_mpp)
+
+
+def _trained_prevalence(cohort: Cohort) -> float | None:
+    """Share of positives of the first task among what training drew, by weight; None where it is 0, 1 or not known."""
+    train = [slide for slide in cohort.part("train") if not math.isnan(slide.targets[0])]
+    total = math.fsum(slide.weight for slide in train)
+    share = math.fsum(slide.weight * slide.targets[0] for slide in train) / total if total else 0.0
+    return share if 0 < share < 1 else None
+
+
+def _real_tiles(cohort: Cohort) -> NDArray[np.uint8]:
+    slide = cohort.slides[0]
+    indices = slide.tile_indices()[:NUM_PARITY_TILES]
+    tiles = np.empty((len(indices), cohort.tile_size_px, cohort.tile_size_px, 3), np.uint8)
+    with open_slide(str(slide.path), mpp_override=slide.grid.slide_mpp) as opened:
+        opened.read_tiles(slide.grid, indices, tiles)
+    return tiles
+
+
+def _ledger(manifest: Path) -> dict[str, Any]:
+    ledger: dict[str, Any] = json.loads((manifest / "dataset.json").read_text(encoding="utf-8"))["ledger"]
+    return ledger
+
+
+def _funnel(manifest: Path) -> list[FunnelStage]:
+    """The steps of the cohort with what each lost."""
+    document = json.loads((manifest / "dataset.json").read_text(encoding="utf-8"))
+    steps: list[tuple[str, int]] = [(name, num) for name, num in document["funnel"]]
+    losses = [{"left out": before - num} if before > num else {} for (_, before), (_, num) in pairwise(steps)]
+    return [FunnelStage(name, num, lost) for (name, num), lost in zip(steps, [{}, *losses], strict=True)]
+
+
+def _environment(run: Path) -> dict[str, Any]:
+    path = run / "environment.json"
+    environment: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return environment
