@@ -12,8 +12,19 @@ from typing import Any, Literal
 from ingest.atomic import atomic_file
 from ingest.progress import progress_line
 
-PACKAGES = ("fullslide", "torch", "timm", "numpy", "pandas", "pyarrow", "scikit-learn", "tifffile", "simplejpeg",
-            "openslide-python", "cucim-cu13")
+PACKAGES = (
+    "fullslide",
+    "torch",
+    "timm",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "scikit-learn",
+    "tifffile",
+    "simplejpeg",
+    "openslide-python",
+    "cucim-cu13",
+)
 PLAIN_INTERVAL_STEPS = 20
 
 
@@ -28,13 +39,19 @@ class RunRecord:
         if path.exists():
             _drop_after(path, resume_step)
         self._lines = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
 
     def step(self, step: int, line: dict[str, Any]) -> None:
         """One optimisation step; `seconds` is a mapping of phase to seconds, all else are numbers or keys."""
         self._write({"kind": "step", "step": step, **line})
-        for name in ("loss", "learning_rate", "num_tiles", "tiles_per_second", "encoder_gradient_norm",
-                     "aggregator_gradient_norm"):
+        for name in (
+            "loss",
+            "learning_rate",
+            "num_tiles",
+            "tiles_per_second",
+            "encoder_gradient_norm",
+            "aggregator_gradient_norm",
+        ):
             if name in line:
                 self._scalar(f"step/{name}", line[name], step)
         for phase, seconds in line.get("seconds", {}).items():
@@ -55,14 +72,16 @@ class RunRecord:
         self._lines.flush()
 
     def _scalar(self, name: str, value: float, step: int) -> None:
-        self._board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+        self._board.add_scalar(name, value, step)
 
     def __enter__(self) -> "RunRecord":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._lines.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
 
 def print_step(epoch: int, done: int, total: int, elapsed_seconds: float, loss: float, num_tiles: int) -> None:
@@ -74,16 +93,23 @@ def print_step(epoch: int, done: int, total: int, elapsed_seconds: float, loss: 
         print(line, file=sys.stderr, flush=True)
 
 
-def write_environment(folder: Path, world_size: int, device: str) -> None:
+def write_environment(folder: Path, world_size: int, device: str, manifest_digest: str) -> None:
     """`environment.json`: versions and hardware, for the person who must repeat the run."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
-    facts = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
-             "num_cores": os.cpu_count(), "num_ranks": world_size, "device": device, "versions": versions}
+    facts = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "num_cores": os.cpu_count(),
+        "num_ranks": world_size,
+        "device": device,
+        "manifest_digest": manifest_digest,
+        "versions": versions,
+    }
     with atomic_file(folder / "environment.json") as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 

@@ -1,0 +1,148 @@
+"""Command line of pretraining. Imports no torch until a command needs it."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ingest.command import new_app, run_app
+
+app = new_app("""Train an encoder and an aggregator end to end on every tissue tile of each slide.
+
+\b
+One process:        python -m pretrain train --config manifests/breast.toml
+12 on one machine:  torchrun --nproc-per-node 12 -m pretrain train --config manifests/breast.toml
+Go on after a stop: add --resume
+Only look:          add --dry-run
+Will it fit?        python -m pretrain plan --help
+""")
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="TOML file; its tables [pretrain.*] are read.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value, over the file; may be repeated.")
+]
+
+
+@app.callback()
+def _commands() -> None:
+    """Keeps `train` a command of its own."""
+
+
+@app.command()
+def train(
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint of the run folder.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Resolve and check everything, train nothing, write nothing.")] = False,
+) -> None:
+    """Train. Start it under torchrun to use several processes; each rank takes its role from its number."""
+    from ingest.config import load_config, to_toml
+    from pretrain.config import PretrainConfig
+
+    resolved = load_config(PretrainConfig, "pretrain", config, set_ or [])
+    if os.environ.get("RANK", "0") == "0":
+        print(to_toml("pretrain", resolved), flush=True)
+    from pretrain.start import describe, open_cohort, open_run
+
+    if dry_run:
+        print(describe(resolved, open_cohort(resolved)))
+        print("dry run: nothing was trained, nothing was written")
+        return
+    from pretrain.loop import train as train_run
+
+    with open_run(resolved, resume) as run:
+        run.say(describe(resolved, run.cohort))
+        train_run(run)
+        run.say(f"run folder {resolved.run.folder}: look at it with `tensorboard --logdir {resolved.run.folder}`, "
+                f"evaluate it with `python -m evaluate run {resolved.run.folder} --license ...`")  # fmt: skip
+
+
+@app.command()
+def plan(
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    tiles: Annotated[
+        str, typer.Option(help="Tiles per slide, for example 50578,27219; empty: those of the manifest.")
+    ] = "",
+    tile_size_px: Annotated[int, typer.Option(min=16)] = 224,
+    device_gib: Annotated[float, typer.Option(help="Memory of one device, GiB.")] = 80.0,
+    encoders: Annotated[int, typer.Option(min=1, help="Encoder devices.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Optimisation steps of the training.")] = 200_000,
+    encode_tiles_per_second: Annotated[
+        float, typer.Option(help="Forward, per device; 0: measured on this machine.")
+    ] = 0.0,
+    decode_tiles_per_second: Annotated[
+        float, typer.Option(help="Per encoder device; see `make bench PART=slides`.")
+    ] = 2000.0,
+    attention: Annotated[
+        str, typer.Option(help="ViT only: fused, or plain as in older code and in the paper.")
+    ] = "fused",
+) -> None:
+    """Will it fit? Tiles per device, devices per slide, tiles that run twice, seconds per step, hours, disk. Needs no GPU.
+
+    \b
+    The paper's figures: python -m pretrain plan --tiles 50578,27219,18766 --set encoder.name=vit_base_patch16_224 \\
+                           --set step.precision=bfloat16 --attention plain
+    Your cohort:         python -m pretrain plan -c manifests/breast.toml --device-gib 24 --encoders 4
+    """
+    from ingest.config import load_config
+    from ingest.errors import ConfigError
+    from pretrain.config import PretrainConfig
+
+    resolved = load_config(PretrainConfig, "pretrain", config, set_ or [])
+    if attention not in ("fused", "plain"):
+        raise ConfigError(f"--attention {attention}: choose fused or plain")
+    try:
+        given = [int(number) for number in tiles.split(",") if number]
+    except ValueError:
+        raise ConfigError(f"--tiles {tiles}: write numbers with commas between, for example 50578,27219") from None
+    from pretrain.plan import describe, manifest_tile_counts, measure_encode_speed
+    from pretrain.plan import plan as make_plan
+
+    speed = encode_tiles_per_second or measure_encode_speed(resolved.encoder, tile_size_px)
+    made = make_plan(
+        resolved.encoder, given or manifest_tile_counts(resolved.data.manifest), tile_size_px=tile_size_px,
+        precision=resolved.step.precision, device_gib=device_gib, num_encoders=encoders, num_steps=steps,
+        encode_tiles_per_second=speed, decode_tiles_per_second=decode_tiles_per_second,
+        attention="plain" if attention == "plain" else "fused",
+    )  # fmt: skip
+    print(describe(made))
+
+
+@app.command()
+def equivalence(
+    network: Annotated[str, typer.Option(help="toy (the paper's), resnet18 or resnet50.")] = "toy",
+    tiles: Annotated[int, typer.Option(help="Rows of the toy, tiles of a ResNet; 0: 800 and 12.")] = 0,
+    out: Annotated[Path, typer.Option("--out", "-o")] = Path("build/equivalence"),
+) -> None:
+    """The paper's Fig. 3: plain torch in one process against N ranks over 5 steps, in float64, on this machine.
+
+    \b
+    Example: python -m pretrain equivalence --network resnet18
+    """
+    from ingest.errors import ConfigError
+
+    if network not in ("toy", "resnet18", "resnet50"):
+        raise ConfigError(f"--network {network}: choose toy, resnet18 or resnet50")
+    from pretrain.equivalence import Experiment, default_spreads, measure, write_equivalence
+
+    num_tiles = tiles or (800 if network == "toy" else 12)
+    experiment = Experiment(network=network, num_tiles=num_tiles)  # type: ignore[arg-type]
+    differences = measure(experiment, default_spreads(num_tiles))
+    for quantity in ("parameter", "gradient", "loss"):
+        largest = max(item.distance for item in differences if item.quantity == quantity)
+        print(f"largest normalised L1 distance, {quantity}: {largest:.1e}")
+    out.mkdir(parents=True, exist_ok=True)
+    for path in write_equivalence(out, experiment, differences):
+        print(f"open {path}")
+
+
+def main() -> None:
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()
