@@ -1,0 +1,396 @@
+"""Findings met in a stretch of a diagnosis, each with its context, and the words of the specimen title before it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ingest.case import ContextName
+from ingest.context import Count, Token, contexts, counts, scan
+from ingest.report.parts import expand_ids
+from ingest.report.statements import statements
+from ingest.rulefile import FINDING, IN_SITU, INVASIVE, Compiled, Finding, Kind
+
+TITLE_CHARACTERS = 280
+INVASIVE_FINDING = "invasive_carcinoma"  # of general.toml
+IN_SITU_REACH_WORDS = 8  # "carcinoma, ductal type, high grade, in situ"
+
+# A word built on one of these stems that no rule knows must not pass as benign.
+_ALARM = re.compile(
+    r"[a-z]*(?:carcino|sarcom|lymphom|melanom|malig|neoplas|cancer|metasta|blastom|leuk[ae]*mi|myelom|chordom|seminom|germinom|gliom|tumou?r)[a-z]*"
+)
+UNRECOGNISED = Finding(id="unrecognised_term", label="weak", terms=("unrecognised",), rank=95)
+_UNRECOGNISED_KIND = Kind(FINDING, -1, UNRECOGNISED.id)
+NEGATIVE = Finding(id="standalone_negative", finding="benign_nos", label="benign", terms=("negative",), rank=72)
+NEGATIVE_MARGIN = Finding(id="negative_margin", finding="benign_nos", label="flag", terms=("margin negative",), rank=72)
+_NEGATIVE_MARGIN_KIND = Kind(FINDING, -3, NEGATIVE_MARGIN.id)
+_NEGATIVE_KIND = Kind(FINDING, -2, NEGATIVE.id)
+
+_DASH = re.compile(r"[ ]-{1,2}[ ]")
+_FOREIGN_KEY = re.compile(
+    r"^(?:[a-z /()-]+ )?(?:margins?|(?:lympho ?|lymph )?vascular invasion|perineural invasion|"
+    r"(?:estrogen|progesterone|hormone) receptors?|er|pr|her ?2(?:/?neu)?|ki ?67|grade|size|"
+    r"tumou?r (?:size|focality|site|grade|quadrant)|treatment effect[a-z /]*|p[nm](?: category)?|"
+    r"distant metastas[ie]s|extranodal extension|calcifications|(?:skin|nipple|skeletal muscle)(?: involvement)?|"
+    r"clinical (?:history|information)|procedure|specimen laterality|(?:ancillary|additional) (?:studies|findings)|biomarkers?)"
+    r"(?: \([a-z0-9 /]*\))?(?: status)?$"
+)
+_NODE_KEY = re.compile(r"^(?:[a-z ]+ )?(?:lymph nodes?|nodes?|pn)(?: [a-z ]+)?$")
+_KEY = re.compile(r"[ ]*([a-z][a-z0-9 /()'-]{0,58}?)[ ]*:[ ]*")
+_COORDINATED = re.compile(r"[ ,]*(?:and|or|nor|&|/|and/or|with|plus)[ ]*(?:an? )?")
+_ABSENT_VALUE = re.compile(r"[ ]*(?:no|none|n|neg|negative|0|nil|absent)[ .]*$")
+_STANDALONE = re.compile(
+    r"^(?:(?:all )?(?:negative|clear|uninvolved|no tumou?r(?: seen| present| identified)?|free of tumou?r|no abnormality|nad)"
+    r"(?: for (?:carcinoma|tumou?r|malignancy))?)(?:[ ,]*\(? ?0 ?/ ?\d+ ?\)?|[ ,]*\((?:no|see) [a-z ]*\))?[ .]*$"
+)
+_MARGIN_STANDALONE = re.compile(
+    r"^(?:(?:the|this|new|all|final|inked|surgical) )*(?:margins?|edges?)(?: is| are)?[ :]*(?:negative|clear|free|uninvolved)[ .]*$"
+)
+_INDICATION = re.compile(
+    r"\b(?:for|r/o|rule ?out|history of|h/o|hx of|s/p|status post|post|excision of|removal of|resection of|known|prior|previous|"
+    r"following|after|contralateral|clinical(?:ly)?|suspected|due to|with clinical|prophylactic|intra ?operative|frozen)\b"
+)
+_BLOCK = r"[A-Z]{1,2}\d{0,3}"
+_AND = r"(?:\s*[,&/]\s*(?:and\s+)?|\s*-\s*|\s+and\s+)"
+_SHORT = r"(?:[A-Z]|\d{1,2})"
+_REFERENCE = re.compile(
+    rf"\b(?:parts?|specimens?|blocks?|slides?|cassettes?|levels? of|designated|cores?|samples?)\s+#?({_BLOCK}(?:{_AND}{_BLOCK})*)\b"
+    rf"|\(([A-Z]\d{{0,3}}(?:{_AND}[A-Z]\d{{0,3}})*)\)"
+    rf"|(?:^|[.;]\s*)({_SHORT}(?:{_AND}{_SHORT})*)\s*:"
+    rf"|\b(?:parts?|specimens?)\s+#?(\d{{1,2}}(?:{_AND}\d{{1,2}})*)\b"
+    r"|\b(?:in|is)\s+([B-Z](?:\s*(?:,|&|\band\b)\s*[A-Z])*|[A-Z](?:\s*(?:,|&|\band\b)\s*[A-Z])+)(?=\s*(?:[.,;()]|$|only\b|and\b))",
+    re.IGNORECASE,
+)
+_RANGE = r"(?:\s*[,&]\s*(?:and\s+)?|\s*-\s*|\s+(?:and|to|through)\s+)"
+_BLOCKS = re.compile(
+    rf"\b(?:blocks?|slides?|cassettes?|sections?)\s+([A-Z]{{0,2}}\d{{1,3}}(?:{_RANGE}[A-Z]{{0,2}}\d{{1,3}})*)",
+    re.IGNORECASE,
+)
+_REST = re.compile(
+    r"\b(?:remaining|remainder|all other|other|rest of|elsewhere|additional sections|deeper levels?|recuts?)\b"
+)
+_SCOPED = re.compile(
+    r"\b(?:nodes?|nodal|nipple|skin|dermis|muscle|fascia|margins?|quadrants?|areola|chest wall|axilla(?:ry)?|vessels?)\b"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """A finding in a context. A negation with a `scope` does not speak of the whole part."""
+
+    finding: Finding
+    context: ContextName
+    start: int
+    end: int
+    statement: int  # index of the statement in the passage
+    scope: Literal["", "place", "rest", "history"] = ""  # what a negation is limited to, when it is not the whole part
+    parts: tuple[str, ...] = ()  # parts of a range that the statement names
+
+
+@dataclass(frozen=True, slots=True)
+class BlockStatement:
+    """A statement that names blocks; the mentions of `statement` are about them."""
+
+    blocks: tuple[str, ...]
+    statement: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one passage says."""
+
+    mentions: tuple[Mention, ...]
+    partial_counts: tuple[Count, ...]
+    blocks: tuple[BlockStatement, ...]
+
+
+def split_title(text: str, view: str, start: int, end: int, engine: Compiled) -> int:
+    """Where the specimen title ends and the diagnosis begins; `start` when there is no title.
+
+    The title is what stands before the first colon outside brackets and clock times, or the first line, if it names a site
+    or a procedure.
+    """
+    while start < end and text[start] in " \n":
+        start += 1
+    stop = min(end, start + TITLE_CHARACTERS)
+    blank = text.find("\n\n", start, stop)
+    stop = blank if blank >= 0 else stop
+    depth = 0
+    for position in range(start, stop):
+        character = text[position]
+        if character == "(":
+            depth += 1
+        elif character == ")":
+            depth = max(0, depth - 1)
+        elif character == ":" and depth == 0:
+            clock = 0 < position < end - 1 and text[position - 1].isdigit() and text[position + 1].isdigit()
+            if not clock and _is_title(view, start, position, engine):
+                return position + 1
+            if not clock:
+                break
+        elif character == "\n" and re.match(r"\s*(?:[-*]|\d[.)])\s", text[position : position + 12]):
+            return position if _is_title(view, start, position, engine) else start
+        elif character == "\n" and depth == 0 and _key_follows(text, view, start, position, stop, engine):
+            break
+    line_end = text.find("\n", start, end)
+    first_line = line_end if line_end >= 0 else end
+    dash = _DASH.search(text, start, min(first_line, stop))
+    if dash and _is_title(view, start, dash.start(), engine):
+        return dash.end()
+    if line_end >= 0 and text[line_end:end].strip() and _is_title(view, start, line_end, engine):
+        tokens = scan(engine.lexicon, engine.kinds, view, start, line_end)
+        if not any(token.kind.kind == FINDING and _speaks(engine.findings[token.kind.index]) for token in tokens):
+            return line_end
+    return start
+
+
+def read(
+    text: str, view: str, start: int, end: int, engine: Compiled, parts: Sequence[str] = (), title: bool = False
+) -> Reading:
+    """All findings between two offsets with their contexts.
+
+    Args:
+        parts: the parts of the passage; with more than one, statements that name some of them are kept to those.
+        title: the stretch is a specimen title, where "for carcinoma" is an indication.
+    """
+    mentions: list[Mention] = []
+    partial: list[Count] = []
+    blocks: list[BlockStatement] = []
+    spans = statements(text, start, end)
+    for number, (span_start, span_end) in enumerate(spans):
+        tokens, value_start = _tokens(view, span_start, span_end, engine)
+        if value_start < 0:
+            continue  # a key about something else: margins, receptors, nodes
+        found_counts = counts(view, span_start, span_end) if _has_count(view, span_start, span_end) else []
+        zero = [count for count in found_counts if count.part == 0]
+        partial += [
+            count
+            for count in found_counts
+            if 0 < count.part < count.whole and _of_nodes(view, span_start, span_end, engine)
+        ]
+        names = contexts(tokens, view, span_start, span_end, engine.window_words, zero)
+        names = _questioned(tokens, names, view, span_start, span_end)
+        if _key_is_absent(view, span_start, span_end):
+            names = ["negated" if name == "affirmed" else name for name in names]
+        statement_mentions = _mentions(tokens, names, view, span_start, span_end, number, engine)
+        if title:
+            statement_mentions = [_as_title(mention, view, span_start) for mention in statement_mentions]
+        if len(parts) > 1:
+            statement_mentions = _allocate(statement_mentions, text, span_start, span_end, parts)
+        named_blocks = _BLOCKS.findall(text, span_start, span_end) if "lock" in text or "LOCK" in text else []
+        if named_blocks:
+            blocks.append(BlockStatement(tuple(b for group in named_blocks for b in expand_blocks(group)), number))
+        mentions += statement_mentions
+    return Reading(tuple(mentions), tuple(partial), tuple(blocks))
+
+
+def expand_blocks(text: str) -> tuple[str, ...]:
+    """`A5, A6` and `A1-A4` as block names; a range must stay within one letter and 60 blocks."""
+    names: list[str] = []
+    pieces = re.split(r"(\s*-\s*|\s+to\s+|\s+through\s+|\s*[,&]\s*(?:and\s+)?|\s+and\s+)", text.strip().upper())
+    for index in range(0, len(pieces), 2):
+        found = re.fullmatch(r"([A-Z]{0,2})(\d{1,3})", pieces[index])
+        if not found:
+            continue
+        letter, number = found.group(1) or (re.sub(r"\d", "", names[-1]) if names else ""), int(found.group(2))
+        separator = pieces[index - 1].strip().lower() if index else ""
+        if names and separator in ("-", "to", "through"):
+            before = re.fullmatch(r"([A-Z]{0,2})(\d{1,3})", names[-1])
+            if before and before.group(1) == letter and 0 < number - int(before.group(2)) <= 60:
+                names += [f"{letter}{value}" for value in range(int(before.group(2)) + 1, number + 1)]
+                continue
+        names.append(f"{letter}{number}")
+    return tuple(names)
+
+
+def finding_of(token: Token, engine: Compiled) -> Finding:
+    """The finding a token stands for."""
+    if token.kind.index >= 0:
+        return engine.findings[token.kind.index]
+    return {-1: UNRECOGNISED, -2: NEGATIVE, -3: NEGATIVE_MARGIN}[token.kind.index]
+
+
+def _is_title(view: str, start: int, end: int, engine: Compiled) -> bool:
+    return bool(engine.sites.pattern.search(view, start, end) or engine.procedures.pattern.search(view, start, end))
+
+
+def _key_follows(text: str, view: str, start: int, newline: int, stop: int, engine: Compiled) -> bool:
+    """Whether the title ended with its line and the next line is a key of its own ("INVASIVE TUMOR: PRESENT")."""
+    if text[newline - 1] in ",/-(" or not _is_title(view, start, newline, engine):
+        return False
+    colon = text.find(":", newline, stop)
+    return colon > 0 and "\n" not in text[newline + 1 : colon].strip() and not _is_title(view, newline, colon, engine)
+
+
+def _speaks(finding: Finding) -> bool:
+    return finding.label not in ("flag", "weak") and finding.id not in ("tissue_only", "capsule")
+
+
+def _tokens(view: str, start: int, end: int, engine: Compiled) -> tuple[list[Token], int]:
+    """Tokens of a statement with the unrecognised alarms; the second value is -1 when its key is about something else."""
+    key = _KEY.match(view, start, end)
+    value_start = start
+    if key:
+        name = " ".join(key.group(1).split())
+        if _FOREIGN_KEY.match(name) or _NODE_KEY.match(name):
+            return [], -1
+        value_start = key.end()
+    if _STANDALONE.match(view[value_start:end].strip()):
+        return [Token(_NEGATIVE_KIND, value_start, end)], value_start
+    if _MARGIN_STANDALONE.match(view[start:end].strip()):
+        return [Token(_NEGATIVE_MARGIN_KIND, start, end)], start
+    tokens = scan(engine.lexicon, engine.kinds, view, start, end)
+    alarms = [
+        Token(_UNRECOGNISED_KIND, found.start(), found.end())
+        for found in _ALARM.finditer(view, start, end)
+        if not any(token.start <= found.start() and found.end() <= token.end for token in tokens)
+    ]
+    if alarms:
+        tokens = sorted([*tokens, *alarms], key=lambda token: token.start)
+    return tokens, value_start
+
+
+def _has_count(view: str, start: int, end: int) -> bool:
+    return " of " in view[start:end] or "/" in view[start:end]
+
+
+def _of_nodes(view: str, start: int, end: int, engine: Compiled) -> bool:
+    return bool(
+        engine.nodes.search(view, start, end)
+        or "part" in view[start:end]
+        or "specimen" in view[start:end]
+        or "core" in view[start:end]
+    )
+
+
+def _key_is_absent(view: str, start: int, end: int) -> bool:
+    colon = view.find(":", start, end)
+    return colon > 0 and bool(_ABSENT_VALUE.match(view[colon + 1 : end]))
+
+
+def _questioned(
+    tokens: Sequence[Token], names: list[ContextName | None], view: str, start: int, end: int
+) -> list[ContextName | None]:
+    """Doubt by question mark ("?DCIS"), and an indication before a colon ("rule out carcinoma: radial scar")."""
+    colon = view.find(":", start, end) if "rule" in view[start:end] or "r/o" in view[start:end] else -1
+    if colon < 0 and "?" not in view[start : end + 1]:
+        return names
+    result = list(names)
+    for index, (token, name) in enumerate(zip(tokens, names, strict=True)):
+        if (
+            name == "uncertain"
+            and token.end <= colon
+            and re.search(r"\b(?:rule ?out|r/o)\b", view[start : token.start])
+        ):
+            result[index] = "hypothetical"
+        elif (
+            name == "uncertain"
+            and 0 < colon < token.start
+            and not re.search(r"\b(?:favou?r|possib|suspici|suggest|exclud)", view[colon:end])
+        ):
+            result[index] = "affirmed"
+        elif name == "affirmed" and (
+            view[token.start - 1 : token.start] == "?" or view[token.end : token.end + 1] == "?"
+        ):
+            result[index] = "uncertain"
+    return result
+
+
+def _mentions(
+    tokens: Sequence[Token],
+    names: Sequence[ContextName | None],
+    view: str,
+    start: int,
+    end: int,
+    number: int,
+    engine: Compiled,
+) -> list[Mention]:
+    in_situ = [t for t, name in zip(tokens, names, strict=True) if t.kind.kind == IN_SITU and name == "affirmed"]
+    invasive = [t for t, name in zip(tokens, names, strict=True) if t.kind.kind == INVASIVE and name == "affirmed"]
+    history = any(token.kind.kind == "negated_history_forward" for token in tokens)
+    scope: Literal["", "place", "rest", "history"] = ""
+    if any(name == "negated" for name in names):
+        if history:
+            scope = "history"
+        elif _REST.search(view, start, end) or _BLOCKS.search(view, start, end):
+            scope = "rest"
+        elif _SCOPED.search(view, start, end):
+            scope = "place"
+    result: list[Mention] = []
+    for token, name in zip(tokens, names, strict=True):
+        if token.kind.kind != FINDING or name is None:
+            continue
+        finding = finding_of(token, engine)
+        if finding.generic and finding.in_situ_finding and in_situ and not invasive and _near(token, in_situ, view):
+            finding = engine.finding_by_name.get(finding.in_situ_finding, finding)
+        result.append(Mention(finding, name, token.start, token.end, number, scope if name == "negated" else ""))
+    for token, name in zip(tokens, names, strict=True):
+        if (
+            token.kind.kind == INVASIVE
+            and name in ("affirmed", "negated")
+            and _beside_in_situ(token, name, result, view)
+        ):
+            result.append(
+                Mention(
+                    engine.finding_by_name[INVASIVE_FINDING],
+                    name,
+                    token.start,
+                    token.end,
+                    number,
+                    scope if name == "negated" else "",
+                )
+            )
+    return result
+
+
+def _beside_in_situ(token: Token, name: ContextName, mentions: Sequence[Mention], view: str) -> bool:
+    """Whether "invasive" shares its noun with an in-situ finding: "no invasive or in situ carcinoma"."""
+    for mention in mentions:
+        if mention.finding.label == "in_situ" and mention.context == name:
+            gap = view[mention.end : token.start] if mention.end <= token.start else view[token.end : mention.start]
+            if _COORDINATED.fullmatch(gap):
+                return True
+    return False
+
+
+def _near(token: Token, modifiers: Sequence[Token], view: str) -> bool:
+    for modifier in modifiers:
+        if modifier.start >= token.end and len(view[token.end : modifier.start].split()) <= IN_SITU_REACH_WORDS:
+            return True
+        if modifier.end <= token.start and not view[modifier.end : token.start].strip(" ,") and modifier.end > 0:
+            return True
+        if (
+            modifier.end <= token.start
+            and len(view[modifier.end : token.start].split()) <= 2
+            and "," not in view[modifier.end : token.start]
+        ):
+            return True
+    return False
+
+
+def _as_title(mention: Mention, view: str, start: int) -> Mention:
+    if mention.context == "affirmed" and _INDICATION.search(view, start, mention.start):
+        return replace(mention, context="hypothetical")
+    return mention
+
+
+def _allocate(mentions: list[Mention], text: str, start: int, end: int, parts: Sequence[str]) -> list[Mention]:
+    """Bind the mentions of a statement to the parts it names, if it names some of the range."""
+    references: list[tuple[int, tuple[str, ...]]] = []
+    for found in _REFERENCE.finditer(text, start, end):
+        group = next(value for value in found.groups() if value)
+        ids = tuple(part for part in expand_ids(re.sub(r"(?<=[A-Za-z])\d+", "", group)) if part in parts)
+        if ids:
+            references.append((found.start(), ids))
+    if not references:
+        return mentions
+    if len({ids for _, ids in references}) == 1:
+        named = references[0][1]
+        return [replace(mention, parts=named) for mention in mentions] if set(named) != set(parts) else mentions
+    bound = []
+    for index, mention in enumerate(mentions):
+        following = mentions[index + 1].start if index + 1 < len(mentions) else end
+        after = [ids for position, ids in references if mention.end <= position < following]
+        before = [ids for position, ids in references if position < mention.start]
+        bound.append(replace(mention, parts=after[0] if after else before[-1] if before else ()))
+    return bound

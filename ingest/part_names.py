@@ -1,0 +1,95 @@
+"""Which parts a case has, under which names, and which passages may speak of them.
+
+The LIS part list is the authority when there is one; a text that counts 1, 2, 3 for its A, B, C is matched by order.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from ingest.mentions import split_title
+from ingest.report.parts import ordinal, roman_ordinal
+from ingest.report.versions import CaseText, Passage
+from ingest.rulefile import Compiled
+
+DEFAULT_PART = "A"  # of a report whose only part carries no identifier
+TITLED_ROLES = ("final", "amended", "addendum_diagnosis", "specimens", "preliminary", "frozen")
+
+
+def part_names(case: CaseText, known: Sequence[str], quarantine: set[str]) -> tuple[list[str], dict[str, str]]:
+    """The parts of the case in order, and a translation of the text's identifiers to the LIS's."""
+    spoken = [p for p in case.passages if p.role in ("final", "amended", "addendum_diagnosis", "preliminary")]
+    if not any(p.parts for p in spoken):
+        spoken = [
+            p for p in case.passages if p.role in ("final", "amended", "addendum_diagnosis", "preliminary", "preamble")
+        ]
+    in_text = list(dict.fromkeys(part for passage in spoken for part in passage.parts))
+    listed = list(dict.fromkeys(part for p in case.passages if p.role == "specimens" for part in p.parts))
+    if known:
+        matched = [part for part in in_text if part in known]
+        translation: dict[str, str] = {}
+        if in_text and not matched:
+            by_order = _same_order(in_text, known)
+            if by_order:
+                translation = by_order
+            else:
+                quarantine.add("part_mismatch")
+        elif len(matched) < len(in_text):
+            quarantine.add("part_mismatch")
+        return list(dict.fromkeys(known)), translation
+    if not in_text and len(listed) == 1:
+        return listed, {}
+    if not in_text:
+        other = [p for p in case.passages if p.role == "frozen" and p.parts]
+        in_text = list(dict.fromkeys(part for p in other for part in p.parts)) if not spoken else []
+    names = in_text + [part for part in listed if part not in in_text] if in_text or len(listed) > 1 else []
+    if listed and in_text and all(part in listed for part in in_text):
+        names = listed
+    return names or [DEFAULT_PART], {}
+
+
+def _same_order(in_text: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """1, 2, 3 in the text for A, B, C in the LIS, when both count the same from the start."""
+    for value in (ordinal, roman_ordinal):
+        if [value(part) for part in in_text] == list(range(1, len(known) + 1)):
+            return dict(zip(in_text, known, strict=True))
+    return {}
+
+
+def renamed(passage: Passage, translation: Mapping[str, str]) -> Passage:
+    if not translation:
+        return passage
+    return replace(passage, parts=tuple(translation.get(part, part) for part in passage.parts))
+
+
+def evidence_passages(case: CaseText, engine: Compiled, quarantine: set[str]) -> list[Passage]:
+    """The passages, with the text before any heading promoted to a diagnosis when the report has no diagnosis heading."""
+    roles = {passage.role for passage in case.passages}
+    if roles & {"final", "amended", "addendum_diagnosis"}:
+        return list(case.passages)
+    promoted = []
+    found = False
+    for passage in case.passages:
+        if passage.role == "preamble" and (passage.parts or _has_title(case, passage, engine)):
+            passage, found = replace(passage, role="final"), True
+        promoted.append(passage)
+    if not found and "preliminary" in roles:
+        quarantine.add("preliminary_only")
+    elif not found and case.passages:
+        quarantine.add("no_final_section")
+    return promoted
+
+
+def with_body(passage: Passage, case: CaseText, engine: Compiled) -> Passage:
+    if passage.role not in TITLED_ROLES:
+        return passage
+    text, seen = case.texts[passage.version], case.views[passage.version]
+    return replace(passage, body=split_title(text, seen, passage.start, passage.end, engine))
+
+
+def _has_title(case: CaseText, passage: Passage, engine: Compiled) -> bool:
+    text, seen = case.texts[passage.version], case.views[passage.version]
+    start = passage.start
+    while start < passage.end and text[start] in " \n":
+        start += 1
+    title_end = split_title(text, seen, start, passage.end, engine)
+    return title_end > start

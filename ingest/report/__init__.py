@@ -1,0 +1,1 @@
+"""Report text: normalised, cut into sections, then into parts."""

@@ -1,0 +1,318 @@
+"""Report text as one clean string: encodings, RTF, HL7 escapes, page headers, hyphen breaks, spelling of key words.
+
+Everything after this file sees only normalised text; evidence offsets count its characters. Line breaks stay, because
+headings, part headers and bullets live on them.
+"""
+
+import re
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from functools import lru_cache
+
+from ingest.case import TextFormat
+from ingest.errors import InputError
+from ingest.rulefile import LONG_WORD
+
+# A text of exactly this length was cut by a column type: VARCHAR(255), Oracle VARCHAR2, SQL Server varchar, an Excel cell, TEXT.
+CUT_LENGTHS = frozenset({255, 256, 2000, 4000, 8000, 32_767, 65_535})
+
+_PUNCTUATION = str.maketrans(
+    {
+        "\u2018": "'", "\u2019": "'", "\u201a": "'", "\u201b": "'", "\u2032": "'", "\u00b4": "'", "`": "'",
+        "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u2033": '"', "\u00ab": '"', "\u00bb": '"',
+        "\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2014": "-", "\u2015": "-", "\u2212": "-",
+        "\u2022": "-", "\u25cf": "-", "\u25aa": "-", "\u25a0": "-", "\u00b7": "-", "\uf0b7": "-", "\u2023": "-",
+        "\u00a0": " ", "\u2002": " ", "\u2003": " ", "\u2009": " ", "\u202f": " ", "\u200b": "", "\ufeff": "",
+        "\u2026": "...", "\ufb01": "fi", "\ufb02": "fl", "\u00ad": "",
+        "\u2028": "\n", "\u2029": "\n", "\x85": "\n", "\x0b": "\n", "\x0c": "\n", "\t": "    ", "\x00": "",
+    }
+)  # fmt: skip
+_C1 = re.compile("[\x80-\x9f]")
+_MOJIBAKE = re.compile("\u00e2\u20ac[\u0080-\u02ff\u2000-\u2122]|\u00c3[\u00a0-\u00bf]|\u00c2[\u00a0-\u00bf]")
+_HL7_ESCAPE = re.compile(r"\\(\.[a-z]{2}(?:[+-]?\d+)?|[HNFSTRE]|X(?:[0-9A-Fa-f]{2})+|[CMZ][^\\\n]{0,40})\\")
+_HL7_CHARACTERS = {"F": "|", "S": "^", "T": "&", "R": "~", "E": "\\", "H": "", "N": ""}
+_VISTA = re.compile(r"\|(?:TAB|NOWRAP|WRAP|BLANK\(\d+\)|SETTAB[^|]*|TOP|PAGE)\|")
+_TABLE_ROW = re.compile(r"^[ ]*([^|\n]{2,60})\|[ ]*([^|\n]+?)[ ]*\|?[ ]*$", re.MULTILINE)
+_LEADERS = re.compile(r"[ ]*(?:\.[ ]?){4,}[ ]*|[ ]*_{4,}[ ]*(?=\S)")
+MAX_HEADER_LINE = 200  # characters; a longer line is text, whatever it names
+MAX_PAGE_LINE = 160  # a longer line that says "page 1 of 2" is prose
+_PAGE = re.compile(
+    r"\bpage:? *\d+ *(?:of|/) *\d+|\bpage +\d+ *$|^ *(?:-+ *)?\d+ of \d+(?: *-+)? *$|\bcontinued on (?:next )?page|"
+    r"\(?\bcontinued from (?:previous )?page"
+)
+_DEMOGRAPHIC = re.compile(
+    r"\b(?:patient(?: name)?|name|mrn|dob|date of birth|birth ?date|age/sex|sex|physician|ssn|collected|received|"
+    r"reported|location|dr\.?|"
+    r"(?:med(?:ical)? rec(?:ord)?|accession|acc|case|account|path(?:ology)?|specimen|visit)(?: (?:no|number))?) *[:#]"
+)
+_STRONG_DEMOGRAPHIC = re.compile(r"\b(?:mrn|dob|date of birth|patient name|medical record|ssn)\b *[:#]")
+_RULE = re.compile(r"^[ ]*[-=_*~]{4,}[ ]*$")
+_CASE_NUMBER_LINE = re.compile(r"^ *[A-Z]{1,4}\d{2}-\d{2,8}\b.{0,80}$")
+_HYPHEN_BREAK = re.compile(r"([A-Za-z]{2,})-[ ]*\n[ ]*([A-Za-z]{2,})")
+MAX_LETTERS_APART = 4  # two edits change at most two letters for two others; a cheap sieve before counting edits
+_WORD = re.compile(r"[A-Za-z]{6,}")
+_ENDS = re.compile(r"[.:;!?]\s*$|^\s*$")
+_BEGINS = re.compile(
+    r"\s*(?:$|[-*]|\(?[A-Z]{1,2}[.):]|\(?\d{1,2}[.)]|(?:PART|SPECIMEN|Part|Specimen)\b|[A-Z][A-Za-z ]{2,40}:)"
+)
+
+
+class UnreadableReport(InputError):  # noqa: N818 - the name is the fact
+    """A report whose text cannot be had; `reason` is its ledger code."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["UnreadableReport"], tuple[str, str]]:
+        return type(self), (self.reason, str(self))
+
+
+@dataclass(frozen=True, slots=True)
+class NormalText:
+    """Clean text, and what had to be done to it as sorted reason codes (cut, typo_repaired, c1_repaired, ...)."""
+
+    text: str
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """The words a text is checked against: what is known, what is repaired, what is never touched."""
+
+    known: frozenset[str]
+    repair: frozenset[str]
+    never: frozenset[str]
+
+
+NO_SPELLING = Spelling(frozenset(), frozenset(), frozenset())
+
+
+def decode(data: bytes, declared: str | None = None) -> str:
+    """Bytes as text: strict UTF-8, else the declared encoding, else refused. Charset guessing called cp1252 cp1250.
+
+    Raises:
+        UnreadableReport: undecodable.
+    """
+    for encoding in ("utf-8-sig", declared):
+        if encoding:
+            try:
+                return data.decode(encoding)
+            except (UnicodeDecodeError, LookupError):
+                continue
+    raise UnreadableReport(
+        "undecodable", f"report text: not UTF-8 and not {declared or 'declared otherwise'}; set source.encoding"
+    )
+
+
+def normalise(text: str, text_format: TextFormat = "text", spelling: Spelling = NO_SPELLING) -> NormalText:
+    """The clean text of one report version.
+
+    Raises:
+        UnreadableReport: RTF that cannot be read, or a text with replacement characters for a fifth of its letters.
+    """
+    flags: set[str] = set()
+    if len(text) in CUT_LENGTHS:
+        flags.add("text_truncated")
+    if text_format == "rtf" or text.lstrip()[:6].lower() == "{\\rtf1":
+        text = _TABLE_ROW.sub(r"\1: \2", _from_rtf(text))
+        flags.add("rtf")
+    if "\\" in text:
+        unescaped = _HL7_ESCAPE.sub(_unescape, text)
+        if unescaped != text:
+            flags.add("hl7_escapes")
+            text = unescaped
+    if not text.isascii():
+        text = _repair_characters(text, flags)
+    text = text.replace("\r\n", "\n").replace("\r", "\n").translate(_PUNCTUATION)
+    if "|" in text:
+        text = _VISTA.sub(" ", text)
+    if "...." in text or "____" in text or ". . ." in text:
+        text = _LEADERS.sub(lambda found: ": " if found.end() < len(text) and text[found.end()] != "\n" else "", text)
+    lines, joins = _without_page_headers([line.rstrip() for line in text.split("\n")], flags)
+    text = _join(lines, joins)
+    if "-\n" in text or "- \n" in text:
+        before = text
+        text = _HYPHEN_BREAK.sub(lambda found: _mend_hyphen(found, spelling), text)
+        if text != before:
+            flags.add("hyphen_break")
+    text = _repair_spelling(text, spelling, flags)
+    return NormalText(text, tuple(sorted(flags)))
+
+
+def view(text: str) -> str:
+    """Lower case with hyphens, underscores and white space as spaces; every offset equals the text's."""
+    return text.lower().translate(_VIEW) if text.isascii() else text.translate(_VIEW_WIDE)
+
+
+_VIEW = str.maketrans('-_\n\t"', "     ")
+_VIEW_WIDE = str.maketrans(
+    '-_\n\t"ABCDEFGHIJKLMNOPQRSTUVWXYZ\u00c0\u00c1\u00c4\u00c7\u00c8\u00c9\u00cd\u00d1\u00d3\u00d6\u00da\u00dc\u00e0\u00e1\u00e4\u00e7\u00e8\u00e9\u00ed\u00f1\u00f3\u00f6\u00fa\u00fc',
+    "     abcdefghijklmnopqrstuvwxyzaaaceeinoouuaaaceeinoouu",
+)
+
+
+def _from_rtf(text: str) -> str:
+    try:
+        from striprtf.striprtf import rtf_to_text
+    except ImportError:
+        raise UnreadableReport(
+            "rtf_reader_missing", "report text is RTF; install the extra: pip install 'fullslide[lis]'"
+        ) from None
+    if text.count("{") != text.count("}"):
+        text += "}" * max(0, text.count("{") - text.count("}"))  # cut RTF: close the groups, the cut shows in the text
+    try:
+        plain = str(rtf_to_text(text, errors="replace"))
+    except (ValueError, IndexError, KeyError, LookupError, AttributeError) as error:
+        raise UnreadableReport("rtf_unreadable", f"report text: RTF cannot be read ({type(error).__name__})") from None
+    return plain
+
+
+def _unescape(found: re.Match[str]) -> str:
+    code = found.group(1)
+    if code[0] == ".":
+        return "\n" if code[1:3] in ("br", "sp", "in", "ti", "ce", "fi", "nf") else " "
+    if code[0] == "X":
+        return bytes.fromhex(code[1:]).decode("cp1252", errors="replace")
+    return _HL7_CHARACTERS.get(code, "")
+
+
+def _repair_characters(text: str, flags: set[str]) -> str:
+    if _C1.search(text):  # cp1252 read as latin-1
+        flags.add("c1_repaired")
+        text = _C1.sub(lambda found: found.group().encode("latin-1").decode("cp1252", errors="replace"), text)
+    if _MOJIBAKE.search(text):  # UTF-8 read as cp1252
+        try:
+            text = text.encode("cp1252").decode("utf-8")
+            flags.add("mojibake_repaired")
+        except UnicodeError:
+            flags.add("mojibake")
+    lost = text.count("\ufffd")
+    if lost:
+        flags.add("replacement_characters")
+        if lost * 5 > len(text):
+            raise UnreadableReport("undecodable", "report text: most characters are lost; set source.encoding")
+    return text
+
+
+def _without_page_headers(lines: list[str], flags: set[str]) -> tuple[list[str], set[int]]:
+    """The lines without page headers and demographics, and the indices of kept lines that a page header preceded."""
+    num_lines = len(lines)
+    drop = [False] * num_lines
+    for index, line in enumerate(lines):
+        if len(line) <= MAX_HEADER_LINE:
+            drop[index] = _is_page_header(line)
+    if not any(drop):
+        return lines, set()
+    flags.add("page_header")
+    changed = True
+    while changed:  # rules, blank lines and case numbers that touch a header line belong to it
+        changed = False
+        for index in range(num_lines):
+            line = lines[index]
+            if drop[index] or not (not line.strip() or _RULE.match(line) or _CASE_NUMBER_LINE.match(line)):
+                continue
+            if (index and drop[index - 1]) or (index + 1 < num_lines and drop[index + 1]):
+                drop[index] = changed = True
+    kept: list[str] = []
+    joins: set[int] = set()
+    for index, line in enumerate(lines):
+        if not drop[index]:
+            if index and drop[index - 1] and kept:
+                joins.add(len(kept))
+            kept.append(line)
+    return kept, joins
+
+
+def _is_page_header(line: str) -> bool:
+    lower = line.lower()
+    if ("page" in lower or " of " in lower[:12]) and len(line) < MAX_PAGE_LINE and _PAGE.search(lower):
+        return True
+    if ":" not in lower and "#" not in lower:
+        return False
+    return _STRONG_DEMOGRAPHIC.search(lower) is not None or len(_DEMOGRAPHIC.findall(lower)) > 1
+
+
+def _join(lines: list[str], joins: set[int]) -> str:
+    """One text; a sentence that a page header cut in two goes on in its line."""
+    pieces: list[str] = []
+    for index, line in enumerate(lines):
+        if (
+            index in joins
+            and pieces
+            and not pieces[-1].endswith("-")
+            and not _ENDS.search(pieces[-1])
+            and not _BEGINS.match(line)
+        ):
+            pieces[-1] = f"{pieces[-1]} {line.strip()}"
+        else:
+            pieces.append(line)
+    return "\n".join(pieces)
+
+
+def _mend_hyphen(found: re.Match[str], spelling: Spelling) -> str:
+    whole = found.group(1) + found.group(2)
+    word = whole.lower()
+    if word in spelling.known or _repaired(word, spelling.repair, spelling.never) != word:
+        return whole
+    return f"{found.group(1)}-{found.group(2)}"
+
+
+def _repair_spelling(text: str, spelling: Spelling, flags: set[str]) -> str:
+    if not spelling.repair:
+        return text
+    wrong: dict[str, str] = {}
+    for word in set(_WORD.findall(text)):
+        lower = word.lower()
+        if lower not in spelling.known:
+            right = _repaired(lower, spelling.repair, spelling.never)
+            if right != lower:
+                wrong[word] = right.upper() if word.isupper() else right.capitalize() if word[0].isupper() else right
+    if not wrong:
+        return text
+    flags.add("typo_repaired")
+    return _WORD.sub(lambda found: wrong.get(found.group(), found.group()), text)
+
+
+@lru_cache(maxsize=100_000)
+def _repaired(word: str, repair: frozenset[str], never: frozenset[str]) -> str:
+    """`word`, or the one key word it misspells: the same first letter, one edit (two in long words)."""
+    if word in never or word in repair or len(word) < 6:
+        return word
+    best = word
+    best_distance = 99
+    for candidate in _by_first_letter(repair).get(word[0], ()):
+        if abs(len(candidate) - len(word)) > 2 or word in (f"{candidate}s", f"{candidate}ly"):
+            continue
+        if len(set(word) ^ set(candidate)) > MAX_LETTERS_APART:
+            continue
+        allowed = 2 if len(candidate) >= LONG_WORD and SequenceMatcher(None, word, candidate).ratio() > 0.85 else 1
+        distance = _edits(word, candidate, allowed)
+        if distance <= allowed and distance < best_distance:
+            best, best_distance = candidate, distance
+    return best
+
+
+@lru_cache(maxsize=8)
+def _by_first_letter(words: frozenset[str]) -> dict[str, tuple[str, ...]]:
+    letters = {word[0] for word in words}
+    return {letter: tuple(sorted(word for word in words if word[0] == letter)) for letter in letters}
+
+
+def _edits(a: str, b: str, limit: int) -> int:
+    """Edits (insert, delete, replace, swap of neighbours) from a to b; more than `limit` comes back as limit + 1."""
+    if abs(len(a) - len(b)) > limit:
+        return limit + 1
+    before: list[int] = []
+    previous = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        current = [i]
+        for j, y in enumerate(b, 1):
+            cost = min(previous[j] + 1, current[j - 1] + 1, previous[j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                cost = min(cost, before[j - 2] + 1)
+            current.append(cost)
+        if min(current) > limit:
+            return limit + 1
+        before, previous = previous, current
+    return previous[-1]

@@ -1,0 +1,161 @@
+"""Headings: which lines of a report open which kind of text (diagnosis, history, gross, comment, addendum ...).
+
+A heading made around "diagnosis" is read by its other words ("amended final diagnosis", "frozen section diagnosis"), so that
+wordings nobody listed still get the right role; every other heading is a listed phrase.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, cast
+
+from ingest.rulefile import Compiled
+
+Role = Literal[
+    "preamble", "final", "amended", "addendum_diagnosis", "addendum", "comment", "synoptic", "ancillary", "specimens",
+    "codes", "previous", "preliminary", "frozen", "history", "gross", "microscopic", "reason", "disclaimer", "banner_amended",
+]  # fmt: skip
+DIAGNOSIS_ROLES: frozenset[str] = frozenset(
+    {"final", "amended", "addendum_diagnosis", "preliminary", "previous", "frozen"}
+)
+
+MAX_HEADING_CHARACTERS = 70
+_BRACKETS = re.compile(r"\([^)]*\)?|\[[^\]]*\]?")
+_DATES = re.compile(r"\b\d{1,4}[/.-]\d{1,2}[/.-]\d{2,4}\b.*$|#|\bno\.? ?\d+$|\bnumber \d+$")
+_DECORATION = re.compile(r"^[\s*#=_>~+-]+|[\s*#=_~+-]+$")
+_PART = r"(?:[A-Za-z]|\d{1,2})"
+_PART_REFERENCE = re.compile(
+    r"^(.*?)[ ,-]*(?:for |on |to |regarding )?\b(?:parts?|specimens?) ?#?"
+    rf"({_PART}(?:[ ,&-]+(?:and )?{_PART})*)$",
+    re.IGNORECASE,
+)
+_NUMBERED = re.compile(r"^(?:[ivx]+|\d{1,2})[.)] +")
+_CONTINUED = re.compile(r"\bcont(?:inued|'d|\.)?\b", re.IGNORECASE)
+_INLINE = re.compile(r"(?<=[.!?)\]])[ ]+((?:COMMENT|NOTE|Comment|Note|ADDENDUM|Addendum)[sS]?)[ ]*:")
+_LINE = re.compile(r"[^\n]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """A heading: `start` of its line, `body` where its text begins, how far it is indented, parts it names itself."""
+
+    role: Role
+    start: int
+    body: int
+    indent: int
+    parts: str = ""
+    inline: bool = False  # text follows on the same line
+
+
+def find_headings(text: str, engine: Compiled) -> list[Heading]:
+    """All headings of a normalised text, in order."""
+    headings: list[Heading] = []
+    for found in _LINE.finditer(text):
+        line = found.group()
+        stripped = line.lstrip()
+        if len(stripped) < 2:
+            continue
+        heading = _heading(line, found.start(), len(line) - len(stripped), engine)
+        if heading is not None and not (headings and headings[-1].role == "synoptic" and _is_key(heading)):
+            headings.append(heading)
+    headings += [
+        Heading("addendum" if found.group(1)[0] in "aA" else "comment", found.start(1), found.end(), 99, inline=True)
+        for found in _INLINE.finditer(text)
+    ]
+    headings.sort(key=lambda heading: heading.start)
+    return headings
+
+
+def section_role(name: str, engine: Compiled) -> Role | None:
+    """The role of a section name as an LIS gives it ("Final Diagnosis", "$final", "gross"); None when it is unknown."""
+    return _role(" ".join(name.strip("$ :").replace("_", " ").replace("-", " ").lower().split()), engine)
+
+
+def _heading(line: str, start: int, indent: int, engine: Compiled) -> Heading | None:
+    colon = line.find(":")
+    while 0 < colon < len(line) - 1 and line[colon + 1].isdigit() and line[colon - 1].isdigit():
+        colon = line.find(":", colon + 1)  # 2:00 is a time
+    if colon > MAX_HEADING_CHARACTERS + indent or (colon < 0 and len(line) > MAX_HEADING_CHARACTERS + indent):
+        return None
+    candidate = line if colon < 0 else line[:colon]
+    if colon >= 0 and candidate.count("(") > candidate.count(")"):
+        return None
+    role, parts = _role_of(candidate, engine)
+    if role is None:
+        return None
+    body = start + (len(line) if colon < 0 else colon + 1)
+    if _CONTINUED.search(candidate) and role in DIAGNOSIS_ROLES:
+        return None
+    return Heading(role, start, body, indent, parts, bool(line[body - start :].strip()))
+
+
+def _is_key(heading: Heading) -> bool:
+    # "Procedure: Total mastectomy" and "Specimen: A" are answers of a synoptic, not new sections.
+    return heading.role in ("history", "specimens", "ancillary", "disclaimer", "preamble") and heading.inline
+
+
+def _role_of(candidate: str, engine: Compiled) -> tuple[Role | None, str]:
+    return _cached_role_of(candidate, _Shared(engine))
+
+
+@lru_cache(maxsize=20_000)
+def _cached_role_of(candidate: str, shared: "_Shared") -> tuple[Role | None, str]:
+    engine = shared.engine
+    plain = _DECORATION.sub("", _BRACKETS.sub(" ", candidate))
+    if not plain or len(plain) > MAX_HEADING_CHARACTERS:
+        return None, ""
+    key = " ".join(plain.lower().replace("-", " ").replace(",", " ").replace("*", " ").split())
+    key = _DATES.sub("", key).strip(" .:")
+    role = _role(key, engine)
+    if role is not None:
+        return role, ""
+    named = _PART_REFERENCE.match(key)
+    if named and named.group(1):
+        role = _role(named.group(1).strip(" ,"), engine)
+        if role is not None:
+            return role, named.group(2).upper()
+    return None, ""
+
+
+def _role(key: str, engine: Compiled) -> Role | None:
+    return _cached_role(key, _Shared(engine))
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """Wraps the engine so that the cache compares identity, not content."""
+
+    engine: Compiled
+
+    def __hash__(self) -> int:
+        return id(self.engine)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Shared) and other.engine is self.engine
+
+
+@lru_cache(maxsize=50_000)
+def _cached_role(key: str, shared: _Shared) -> Role | None:
+    engine = shared.engine
+    if not key:
+        return None
+    found = engine.headings.pattern.fullmatch(key)
+    if found:
+        return cast(Role, engine.heading_roles[engine.headings.value(key)])
+    numbered = _NUMBERED.sub("", key)
+    if numbered != key:
+        return _cached_role(numbered, shared)
+    words = [word for word in re.split(r"[^a-z]+", key) if word]
+    if not words or len(words) > 8:
+        return None
+    modifiers = engine.modifiers
+    rest = [word for word in words if word not in modifiers["nouns"]]
+    if len(rest) == len(words):
+        return None
+    for role in ("history", "frozen", "previous", "preliminary", "amended", "addendum", "gross"):
+        if any(word in modifiers[role] for word in rest):
+            known = modifiers["neutral"].union(*(modifiers[name] for name in modifiers))
+            if all(word in known for word in rest):
+                return "addendum_diagnosis" if role == "addendum" else role
+            return None
+    return "final" if all(word in modifiers["neutral"] for word in rest) else None

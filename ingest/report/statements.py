@@ -1,0 +1,118 @@
+"""Statements: the stretches of a diagnosis within which a negation can reach.
+
+A line break ends a statement unless the line was wrapped: it ends in a word that needs another, the next begins in lower case,
+a bracket is open, or the next word would not have fitted.
+"""
+
+import re
+
+MAX_STATEMENT = 3000  # characters; more is text without any stop, and the work on a statement grows with its square
+MIN_WRAP_WIDTH = 58  # a shorter line was not broken for want of room
+_BULLET = re.compile(
+    r"[ ]*(?:[-*+>o]+[ ]+|-(?=[A-Za-z])|\d{1,2}[.)][ ]+|[a-z][.)][ ]+|[ivx]+[.)][ ]+|\([a-z0-9]\)[ ]+)"
+)
+_KEY = re.compile(r"[ ]*[A-Za-z][A-Za-z0-9 /()'-]{1,45}:(?:[ ]|$)")
+_STATUS = re.compile(r"[ ]*(?:absent|not |none|present|identified|negative|positive|no\b|yes\b|n/a)", re.IGNORECASE)
+_DANGLING = re.compile(
+    r"(?:,|/|&|\(see|\b(?:and|or|nor|of|for|no|not|the|with|a|an|in|to|by|is|are|at|from|without|as|on|that|which|invasive|infiltrating|"
+    r"ductal|lobular|metastatic|residual|negative|suspicious|consistent|evidence|extensive|focal|usual|atypical|sclerosing|microscopic|"
+    r"high grade|low grade|carcinoma in|definite|positive for|intraductal|suggesting|suggestive|favou?r(?:s|ing)?|shows?|showing|"
+    r"demonstrating|containing|involving|including|compatible|small|minute|rare|scattered|adjacent|associated|possible|probable))$",
+    re.IGNORECASE,
+)
+_CUT_LETTER = re.compile(r"[A-Za-z] [A-Za-z]$")
+_GRADED = re.compile(
+    r"(?:grade|part|type|level|class|group|stage|category|pattern|specimen|as|block|node|levels?) [a-z]$", re.IGNORECASE
+)
+_ANSWER = re.compile(r":[ ]*\w+$")  # "DCIS: NO" is whole
+_SPLIT = re.compile(r"(?<=[.!?])[\s\"')]+(?=[A-Z0-9(\"*-])|;")
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:dr|drs|vs|no|approx|e\.g|i\.e|cf|st|ext|fig|mr|mrs|ms|nos|inc|resp|incl|max|min|dx|hx|bx|[a-z]))\.$",
+    re.IGNORECASE,
+)
+
+
+def statements(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    """Spans of the statements between two offsets, in order, without surrounding white space."""
+    spans: list[tuple[int, int]] = []
+    for chunk_start, chunk_end in _chunks(text, start, end):
+        spans += _sentences(text, chunk_start, chunk_end)
+    return spans
+
+
+def dangles(text: str) -> bool:
+    """Whether a text ends in a word that needs another one: it was cut."""
+    stripped = text.rstrip()
+    if _CUT_LETTER.search(stripped) and not _GRADED.search(stripped):
+        return True
+    return bool(stripped) and bool(_DANGLING.search(stripped)) and not _ANSWER.search(stripped)
+
+
+def _chunks(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    chunks: list[tuple[int, int]] = []
+    chunk_start, position, previous = start, start, ""
+    while position < end:
+        line_end = text.find("\n", position, end)
+        line_end = end if line_end < 0 else line_end
+        line = text[position:line_end]
+        if position > start and not _continues(previous, line, text[chunk_start:position]):
+            chunks.append((chunk_start, position))
+            chunk_start = position
+        if line.strip():
+            previous = line.rstrip()
+        elif previous:
+            previous = ""  # a blank line ends a statement
+        position = line_end + 1
+    chunks.append((chunk_start, end))
+    return chunks
+
+
+def _continues(previous: str, line: str, chunk: str) -> bool:
+    stripped = line.strip()
+    if not stripped or not previous:
+        return False
+    if _BULLET.match(line):
+        return False
+    if previous.endswith(":"):
+        return bool(_STATUS.match(line))
+    if chunk.count("(") > chunk.count(")"):
+        return True
+    if previous[-1] in ".;!?" and not _ABBREVIATION.search(previous):
+        return False
+    if _DANGLING.search(previous) and not _ANSWER.search(previous):
+        return True
+    if _KEY.match(line):
+        return False
+    if stripped[0].islower():
+        return True
+    first_word = stripped.split(None, 1)[0]
+    return len(previous) + 1 + len(first_word) > max(MIN_WRAP_WIDTH, 72) and len(previous) >= MIN_WRAP_WIDTH
+
+
+def _sentences(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    spans: list[tuple[int, int]] = []
+    begin = start
+    for found in _SPLIT.finditer(text, start, end):
+        if found.group() == ";":
+            if text.count("(", begin, found.start()) > text.count(")", begin, found.start()):
+                continue
+        elif _ABBREVIATION.search(text[max(begin, found.start() - 8) : found.start()]):
+            continue
+        _append(spans, text, begin, found.start())
+        begin = found.end()
+    _append(spans, text, begin, end)
+    return spans
+
+
+def _append(spans: list[tuple[int, int]], text: str, start: int, end: int) -> None:
+    while start < end and text[start] in " \n-*":
+        start += 1
+    while end > start and text[end - 1] in " \n":
+        end -= 1
+    while end - start > MAX_STATEMENT:
+        comma = text.rfind(",", start + MAX_STATEMENT // 2, start + MAX_STATEMENT)
+        stop = comma + 1 if comma > 0 else start + MAX_STATEMENT
+        spans.append((start, stop))
+        start = stop
+    if start < end:
+        spans.append((start, end))

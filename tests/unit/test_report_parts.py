@@ -1,0 +1,120 @@
+"""Headings and part headers in every style, and what only looks like one."""
+
+import pytest
+
+from ingest.report.parts import expand_ids, find_parts, roman_ordinal
+from ingest.report.sections import find_headings, section_role
+from ingest.rulefile import Compiled, compiled, load_rules
+
+
+@pytest.fixture(scope="module")
+def engine() -> Compiled:
+    return compiled(load_rules("breast"))
+
+
+def parts(text: str, engine: Compiled, known: tuple[str, ...] = ()) -> list[str]:
+    return ["".join(header.ids) for header in find_parts(text, 0, len(text), engine, known)]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("A. LEFT BREAST, BIOPSY: X.\nB. RIGHT BREAST, BIOPSY: Y.", ["A", "B"]),
+        ("A) Left breast: x\nB) Right breast: y", ["A", "B"]),
+        ("(A) Left breast: x\n(B) Right breast: y", ["A", "B"]),
+        ("A: Left breast - x\nB: Right breast - y", ["A", "B"]),
+        ("A - Left breast: x\nB - Right breast: y", ["A", "B"]),
+        ("A/1. Breast: x\nB/2. Breast: y", ["A", "B"]),
+        ("PART 1: LEFT BREAST\nX\nPART 2: RIGHT BREAST\nY", ["1", "2"]),
+        ("SPECIMEN A: LEFT BREAST\nX\nSPECIMEN B: RIGHT BREAST\nY", ["A", "B"]),
+        ("1. Breast, left: x\n2. Breast, right: y", ["1", "2"]),
+        ("I. BREAST, LEFT: X\nII. BREAST, RIGHT: Y\nIII. NODE: Z", ["I", "II", "III"]),
+        ("H. Breast: x\nI. Breast: y\nJ. Breast: z", ["H", "I", "J"]),
+        ("Z. BREAST: X\nAA. BREAST: Y\nAB. LYMPH NODE: Z", ["Z", "AA", "AB"]),
+        ("LEFT BREAST, CORE (A):\nX\nRIGHT BREAST, CORE (B):\nY", ["A", "B"]),
+        ("A  BREAST, LEFT\n   X\nB  BREAST, RIGHT\n   Y", ["A", "B"]),
+        ("A-C. LYMPH NODES: X\nD, E. BREAST: Y\nF & H. BREAST: Z", ["ABC", "DE", "FH"]),
+        ("A. Left breast: x. B. Right breast: y. C. Lymph node: z.", ["A", "B", "C"]),
+    ],
+)
+def test_every_header_style_is_read(text: str, found: list[str], engine: Compiled) -> None:
+    assert parts(text, engine) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "LEFT BREAST, LUMPECTOMY:\n1. INVASIVE CARCINOMA\n2. MARGINS FREE\n3. LYMPH NODES NEGATIVE",
+        "LEFT BREAST, LUMPECTOMY:\nA. INVASIVE CARCINOMA\nB. DCIS",
+        "DR. SMITH WAS NOTIFIED.\nER: negative\nPR: negative",
+        "2:00 position of the left breast",
+    ],
+)
+def test_findings_and_abbreviations_are_no_parts(text: str, engine: Compiled) -> None:
+    assert parts(text, engine) == []
+
+
+def test_numbers_under_letters_are_findings(engine: Compiled) -> None:
+    assert parts("A. LEFT BREAST:\n  1. CARCINOMA\n  2. BREAST CYST\nB. NODE:\n  1. NEGATIVE", engine) == ["A", "B"]
+
+
+def test_known_parts_need_no_title(engine: Compiled) -> None:
+    assert parts("B. Quuxoid.\nD. Fooid.", engine) == []
+    assert parts("B. Quuxoid.\nD. Fooid.", engine, ("B", "D")) == ["B", "D"]
+
+
+def test_ranges_and_lists_are_expanded() -> None:
+    assert expand_ids("A-C") == ("A", "B", "C")
+    assert expand_ids("1-3") == ("1", "2", "3")
+    assert expand_ids("A, B and D") == ("A", "B", "D")
+    assert expand_ids("A/1") == ("A",)
+    assert expand_ids("Y-AB") == ("Y", "Z", "AA", "AB")
+    assert [roman_ordinal(text) for text in ("I", "IV", "IX", "B")] == [1, 4, 9, 0]
+
+
+@pytest.mark.parametrize(
+    ("line", "role"),
+    [
+        ("FINAL DIAGNOSIS:", "final"),
+        ("FINAL, DIAGNOSIS:", "final"),
+        ("Microscopic Exam/Diagnosis:", "final"),
+        ("AMENDED FINAL DIAGNOSIS (10/02/2023):", "amended"),
+        ("ADDENDUM DIAGNOSIS:", "addendum_diagnosis"),
+        ("ADDENDUM (09/14/2023):", "addendum"),
+        ("PREVIOUS DIAGNOSIS (09/20/2023):", "previous"),
+        ("FROZEN SECTION DIAGNOSIS:", "frozen"),
+        ("PRELIMINARY DIAGNOSIS:", "preliminary"),
+        ("Pre-operative Diagnosis:", "history"),
+        ("CLINICAL HISTORY:", "history"),
+        ("GROSS DESCRIPTION", "gross"),
+        ("SYNOPTIC REPORT (CAP Breast Invasive 4.9.0.1)", "synoptic"),
+        ("SPECIMEN(S):", "specimens"),
+        ("SNOMED:", "codes"),
+    ],
+)
+def test_headings_have_roles(line: str, role: str, engine: Compiled) -> None:
+    assert [heading.role for heading in find_headings(f"{line}\nx", engine)] == [role]
+
+
+@pytest.mark.parametrize(
+    "line", ["Left breast, core biopsy:", "A. DIAGNOSIS OF CARCINOMA WAS MADE", "the diagnosis is benign"]
+)
+def test_other_lines_are_no_headings(line: str, engine: Compiled) -> None:
+    assert find_headings(f"{line}\nx", engine) == []
+
+
+def test_section_names_of_an_lis_have_roles(engine: Compiled) -> None:
+    names = (
+        "$final",
+        "Final Diagnosis",
+        "gross",
+        "history",
+        "microscopic",
+        "comment",
+        "addendum",
+        "frozen",
+        "specimen",
+    )
+    roles = ("final", "final", "gross", "history", "microscopic", "comment", "addendum", "frozen", "specimens")
+    assert tuple(section_role(name, engine) for name in names) == roles
+    assert section_role("billing_xyz", engine) is None
