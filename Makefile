@@ -16,8 +16,22 @@ $(INSTALLED): pyproject.toml requirements.lock
 	if [ "$$(uname -s)" = Linux ]; then $(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c requirements.lock cucim-cu13 click lazy-loader; fi
 	touch $@
 
+# One aggregator rank and two encoder ranks on CPU; on GPUs one rank each, and a single one does everything.
+ifeq ($(DEVICE),cuda)
+RANKS ?= gpu
+LAYOUT ?= shared
+else
+RANKS ?= 3
+LAYOUT ?= dedicated
+endif
+
 demo: $(INSTALLED)
-	DEVICE=$(DEVICE) SEED=$(SEED) PATH="$(CURDIR)/$(BIN):$$PATH" bash manifests/demo.sh
+	rm -rf build/demo
+	$(BIN)/python -m ingest demo build/demo/hospital --seed $(SEED)
+	$(BIN)/python -m ingest run -c manifests/demo.toml
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(RANKS) -m pretrain train -c manifests/demo.toml \
+		--set run.device=$(DEVICE) --set step.layout=$(LAYOUT)
+	$(BIN)/python -m evaluate run build/demo/run -c manifests/demo.toml --license cc0-1.0
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
@@ -39,4 +53,4 @@ giant-step: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.giant_step --tile-px $(TILE_PX)
 
 clean:
-	rm -rf build demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache
