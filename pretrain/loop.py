@@ -201,7 +201,7 @@ def epoch_sentence(line: dict[str, Any]) -> str:
         f"{task} {'not defined' if auc is None else format(auc, '.3f')}" for task, auc in line["tune_auc"].items()
     )
     advice = "; raise data.reader_threads or data.slides_ahead" if line["wait_share"] > 0.1 else ""
-    best = " (best so far)" if line["is_best"] else ""
+    best = " (best so far)" if line["is_best"] and line["selected_by"] == "tune_auc" else ""
     return (f"epoch {line['epoch'] + 1}: loss {line['loss']:.3f}, tune AUC {aucs}{best}, {line['seconds']:.0f} s, "
             f"waited for tiles {line['wait_share']:.0%} of the time{advice}")  # fmt: skip
 
