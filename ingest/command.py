@@ -26,5 +26,11 @@ def fail(error: UserError) -> Any:
 
 def new_app(help_text: str) -> typer.Typer:
     """A typer app without shell-completion options and without its own traceback printer."""
-    return typer.Typer(help=help_text, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                       rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+    return typer.Typer(
+        help=help_text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )

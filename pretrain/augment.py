@@ -13,7 +13,9 @@ from torch.nn import functional
 
 from pretrain.config import AugmentConfig
 
-NUM_DRAWS = 12  # P: symmetry, brightness, contrast, saturation, 3 stain gains, 3 stain shifts, blur chance, blur strength
+NUM_DRAWS = (
+    12  # P: symmetry, brightness, contrast, saturation, 3 stain gains, 3 stain shifts, blur chance, blur strength
+)
 
 # Optical density of haematoxylin, eosin and DAB in red, green and blue: Ruifrok and Johnston 2001.
 STAINS = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], dtype=torch.float64)

@@ -51,7 +51,9 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
     try:
         lines = (folder / SUMS).read_text(encoding="ascii").splitlines()
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"checkpoint {folder.name}: no {SUMS}; it is not a whole checkpoint, use another one") from None
+        raise InputError(
+            f"checkpoint {folder.name}: no {SUMS}; it is not a whole checkpoint, use another one"
+        ) from None
     parts = {}
     for line in lines:
         wanted, name = line.split("  ", maxsplit=1)

@@ -1,5 +1,6 @@
 """A cohort of a few small slides with a manifest and a vault, for tests of training and evaluation. All invented."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,8 @@ def write_small_cohort(folder: Path, seed: int = 0) -> PretrainConfig:
         slides.append({**common, "patient_key": patient_key, "case_key": f"case{number}", "specimen_key": f"part{number}",
                        "label": ("benign", "cancer")[label], "y_cancer": label, "mpp": 0.5, "split": split, "weight": 1.0,
                        "site": "breast", "centre": "north"})  # fmt: skip
-        tiles.append({**common, "slide_mpp": 0.5, "tile_size_px": TILE_PX, "tile_mpp": 0.5, "num_columns": grid.num_columns,
-                      "num_rows": grid.num_rows, "mask": pack_mask(mask.reshape(num_rows, num_columns)), "reader": "tiff"})  # fmt: skip
+        tiles.append({**common, "slide_mpp": 0.5, "tile_size_px": TILE_PX, "tile_mpp": 0.5, "num_columns": num_columns,
+                      "num_rows": num_rows, "mask": pack_mask(mask.reshape(num_rows, num_columns)), "reader": "tiff"})  # fmt: skip
         locations.append({"slide_key": slide_key, "path": str(path)})
         splits.append({"patient_key": patient_key, "scheme": "holdout", "fold": 0, "split": split})
     manifest, vault = folder / "manifest", folder / "vault"
@@ -53,7 +54,7 @@ def write_small_cohort(folder: Path, seed: int = 0) -> PretrainConfig:
     })  # fmt: skip
 
 
-def with_settings(config: PretrainConfig, **sections: dict[str, object]) -> PretrainConfig:
+def with_settings(config: PretrainConfig, **sections: Mapping[str, object]) -> PretrainConfig:
     """A copy with some keys of some sections changed."""
     updated = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
     return config.model_copy(update=updated)

@@ -66,7 +66,9 @@ def test_training_learns_from_real_breast_tissue_of_unseen_patients(tmp_path: Pa
     command("evaluate", "run", tmp_path / "run", "--license", "cc0-1.0")
     metrics = json.loads((tmp_path / "run" / "report" / "metrics.json").read_text())
     auroc = metrics["levels"]["slide"]["metrics"]["auroc"]
-    print(f"AUC {auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f}) on constructed specimens of real patches")
+    print(
+        f"AUC {auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f}) on constructed specimens of real patches"
+    )
     assert auroc["low"] > 0.6
     predictions = read_predictions(tmp_path / "run" / "predictions.parquet")
     assert not set(predictions.loc[predictions["split"] == "test", "patient_key"]) & {

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,9 +72,9 @@ def count_down(run: Run, num_updates: int) -> None:
     assert record is not None
     write = record.step
 
-    def step(number: int, line: dict[str, object]) -> None:
-        write(number, line)  # type: ignore[arg-type]
-        run.stop.requested = number == num_updates - 1
+    def step(step: int, line: dict[str, Any]) -> None:
+        write(step, line)
+        run.stop.requested = step == num_updates - 1
 
     if num_updates == 1:
         run.stop.requested = True

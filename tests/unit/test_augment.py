@@ -57,4 +57,6 @@ def test_numbers_are_a_function_of_the_seed() -> None:
 
 def test_normalise_takes_mean_and_deviation_away() -> None:
     tile = torch.full((1, 3, 2, 2), 0.7)
-    assert normalise(tile, (0.5, 0.6, 0.7), (0.1, 0.1, 0.2))[0, :, 0, 0].tolist() == pytest.approx([2.0, 1.0, 0.0], abs=1e-5)
+    assert normalise(tile, (0.5, 0.6, 0.7), (0.1, 0.1, 0.2))[0, :, 0, 0].tolist() == pytest.approx(
+        [2.0, 1.0, 0.0], abs=1e-5
+    )

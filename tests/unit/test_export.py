@@ -14,8 +14,17 @@ from ingest.errors import ConfigError, InputError
 
 
 def facts(**changes: object) -> EncoderFacts:
-    values = {"architecture": "resnet18", "model_args": {}, "tile_size_px": 64, "tile_mpp": 0.5, "mean": (0.7, 0.5, 0.7),
-              "std": (0.2, 0.25, 0.2), "stain": "H&E", "license": "cc-by-nc-4.0", "provenance": {"config_digest": "ab"}}
+    values = {
+        "architecture": "resnet18",
+        "model_args": {},
+        "tile_size_px": 64,
+        "tile_mpp": 0.5,
+        "mean": (0.7, 0.5, 0.7),
+        "std": (0.2, 0.25, 0.2),
+        "stain": "H&E",
+        "license": "cc-by-nc-4.0",
+        "provenance": {"config_digest": "ab"},
+    }
     return EncoderFacts(**{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -55,7 +64,8 @@ def test_golden_features_come_back_from_the_golden_tiles(tmp_path: Path) -> None
 
 def test_the_sums_name_every_file(tmp_path: Path) -> None:
     folder = export_encoder(trained_encoder(), facts(), some_tiles(), "# Card\n", tmp_path / "encoder")
-    sums = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines())
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    sums = {name: value for value, _, name in (line.partition("  ") for line in lines)}
     files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} - {"SHA256SUMS"}
     assert set(sums) == files == {"README.md", "config.json", "model.safetensors", "check/golden.safetensors"}
     assert all(hashlib.sha256((folder / name).read_bytes()).hexdigest() == value for name, value in sums.items())
@@ -77,7 +87,8 @@ def test_an_encoder_that_timm_builds_otherwise_is_refused_and_leaves_nothing(tmp
             self.inner = trained_encoder()
 
         def forward(self, tiles: torch.Tensor) -> torch.Tensor:
-            return 2 * self.inner(tiles)
+            doubled: torch.Tensor = 2 * self.inner(tiles)
+            return doubled
 
         def state_dict(self, *args: object, **kwargs: object) -> dict[str, torch.Tensor]:  # type: ignore[override]
             return self.inner.state_dict()
