@@ -1,4 +1,4 @@
-# make demo   the whole path on a demo hospital: records -> manifest -> training -> report (about 10 minutes on 2 cores)
+# make demo   the whole path on a demo hospital: records -> manifest -> training -> report (2 minutes on 2 cores)
 # make test   the tests; make check adds lint and types; make bench PART=slides|ingest|cohort|step|evaluate measures
 PYTHON ?= python3
 DEVICE ?= cpu
