@@ -112,6 +112,7 @@ TABLES: dict[str, pa.Schema] = {
         [
             _key("specimen_key"),
             *_required_words("rule_id", "term", "section", "context"),
+            pa.field("version", pa.int32(), nullable=False),
             pa.field("start", pa.int32(), nullable=False),
             pa.field("end", pa.int32(), nullable=False),
         ]

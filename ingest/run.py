@@ -223,7 +223,7 @@ def label_specimens(
             })  # fmt: skip
             found.evidence.extend(
                 {"specimen_key": specimen_key, "rule_id": item.rule_id, "term": item.term, "section": item.section,
-                 "context": item.context, "start": item.start, "end": item.end} for item in part.evidence
+                 "context": item.context, "version": item.version, "start": item.start, "end": item.end} for item in part.evidence
             )  # fmt: skip
         found.conflicts.extend(
             {"specimen_key": pseudonymiser.key("specimen", accession, item.part), "source_a": item.source_a,

@@ -18,7 +18,10 @@ RulesOption = Annotated[str, typer.Option(help="A rule file of the package by na
 def label(
     reports: Annotated[Path, typer.Argument(help="JSON lines {id, report_text, format: text|rtf|hl7_ft|hl7_oru}.")],
     rules: RulesOption = "breast",
-    num_workers: Annotated[int, typer.Option(min=1)] = 1,
+    workers: Annotated[int, typer.Option(min=1)] = 1,
+    targets: Annotated[
+        bool, typer.Option("--targets", help="Add the tasks that the rules read, such as er and her2.")
+    ] = False,
 ) -> None:
     """Label reports without a LIS: one JSON line per part {id, part, label, finding, rule_id}.
 
@@ -27,7 +30,7 @@ def label(
     """
     from ingest.label_file import label_file
 
-    label_file(reports, rules, sys.stdout, num_workers)
+    label_file(reports, rules, sys.stdout, workers, targets)
 
 
 def explain(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ingest.demo.hospital import NODE_FINDINGS, Case, Finding, Part, Patient
 
 COLUMNS = 80
+CUT_LENGTHS = (255, 256)  # a text of a database's field length reads as cut off; none is here, so none may look it
 
 _LINES: dict[Finding, tuple[tuple[str, ...], ...]] = {
     "idc": (
@@ -84,6 +85,8 @@ def case_texts(case: Case, patient: Patient) -> list[CaseText]:
         final = f"INTRAOPERATIVE CONSULTATION:\n{_frozen(case.parts[0])}\n\n{final}"
     if case.wrapped:
         final = _wrapped(final, case, patient)
+    if len(final) in CUT_LENGTHS:
+        final += "\n\nEnd of diagnosis."
     texts = [
         CaseText(text_type="$clin", addendum=0, text=_history(case)),
         CaseText(text_type="$gross", addendum=0, text=_gross(case)),

@@ -173,6 +173,13 @@ def test_wrapped_texts_stay_within_80_columns_and_carry_a_page_header(hospital: 
         assert max(map(len, body)) <= 80
 
 
+def test_no_text_has_the_length_of_a_truncated_field() -> None:
+    for seed in range(12):
+        hospital = plan_hospital(seed)
+        lengths = {len(text) for case in hospital.cases for text in texts_of(hospital, case).values()}
+        assert not lengths & {255, 256}
+
+
 # --- the database
 
 

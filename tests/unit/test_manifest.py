@@ -59,8 +59,8 @@ def test_shuffled_splits_give_the_same_bytes_although_their_key_is_partly_words(
 
 
 def test_evidence_of_one_specimen_has_one_order(tmp_path: Path) -> None:
-    rows = [{"specimen_key": "s", "rule_id": rule, "term": "t", "section": "final", "context": "affirmed", "start": start,
-             "end": 9} for rule in ("b", "a") for start in (3, 1)]  # fmt: skip
+    rows = [{"specimen_key": "s", "rule_id": rule, "term": "t", "section": "final", "context": "affirmed", "version": 0,
+             "start": start, "end": 9} for rule in ("b", "a") for start in (3, 1)]  # fmt: skip
     assert len({write_table(tmp_path, "evidence", table_from_rows("evidence", part), PROVENANCE)
                 for part in (rows, rows[::-1])}) == 1  # fmt: skip
 
