@@ -15,6 +15,7 @@ from ingest.exchange import Imported, KeyFor, mask_from_corners, read_tile_table
 from ingest.leakage import find_leaks
 from ingest.ledger import balance, facts, quarantine_rows
 from ingest.manifest import TARGET_PREFIX, Provenance, table_from_rows, write_dataset_card, write_table
+from ingest.privacy import Identifiers, PrivacyConfig, require_clean
 from ingest.split import SplitConfig, default_split
 
 
@@ -28,6 +29,7 @@ def publish_import(
     split: SplitConfig,
     balancing: BalanceConfig,
     tiles: Mapping[str, Mapping[str, Any]] | None = None,
+    identifiers: Identifiers | None = None,
 ) -> Cohort:
     """Write manifest and vault; the split of the table is kept if it has one, otherwise patients are split anew.
 
@@ -35,7 +37,9 @@ def publish_import(
         vault: an open vault folder (`deidentify.open_vault`); gets locations.parquet when the table names files.
         key_fingerprint: of the pseudonymiser, or "public".
         tiles: slide_key -> row of tiles.parquet, see `imported_tiles`.
+        identifiers: what must not be found in the manifest; None for public data sets, whose identifiers name no one.
     Raises:
+        PrivacyError: one of them was found; nothing is written.
         InputError: no slide has a label.
         GateError: the split of the table has a patient in two parts, or another leak; nothing is written.
     """
@@ -72,6 +76,8 @@ def publish_import(
             folder, provenance, digests, {"ledger": facts([tally]), "cohort": cohort.facts, "tasks": [task]}
         )
         write_card(folder)
+        if identifiers is not None:
+            require_clean(folder, identifiers, PrivacyConfig())
     if imported.locations:
         places = [{"slide_key": key, "path": path} for key, path in imported.locations]
         write_table(vault, "locations", table_from_rows("locations", places), provenance)

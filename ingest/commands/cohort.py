@@ -90,6 +90,7 @@ def import_(
     from ingest.deidentify import DeidentifyConfig, open_pseudonymiser, open_vault, read_vault_table, write_vault_table
     from ingest.exchange import import_table, public_key
     from ingest.imported import imported_tiles, publish_import
+    from ingest.privacy import PrivacyConfig, crosswalk_identifiers, identifier_index
     from ingest.split import SplitConfig
 
     opened = open_vault(vault, manifest)
@@ -103,10 +104,14 @@ def import_(
         tiles, counts = imported_tiles(tile_data, imported, key_for, tile_px, mpp)
         for reason, count in sorted(counts.items()):
             print(f"{reason}: {count:,}")
+    identifiers = None
     if not public_ids:
-        write_vault_table(opened, "crosswalk", pseudonymiser.crosswalk())
+        crosswalk = pseudonymiser.crosswalk()
+        write_vault_table(opened, "crosswalk", crosswalk)
+        identifiers = identifier_index(crosswalk_identifiers(crosswalk), PrivacyConfig())
     publish_import(imported, manifest, opened, "public" if public_ids else pseudonymiser.fingerprint, task=task,
-                   split=SplitConfig(), balancing=BalanceConfig(target=f"y_{task}"), tiles=tiles)  # fmt: skip
+                   split=SplitConfig(), balancing=BalanceConfig(target=f"y_{task}"), tiles=tiles,
+                   identifiers=identifiers)  # fmt: skip
     print(f"{imported.num_rows:,} rows in, {len(imported.slides):,} slides; read {manifest / 'card.md'}")
 
 
