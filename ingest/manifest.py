@@ -231,7 +231,15 @@ def read_footer(folder: Path, name: str) -> dict[str, str]:
     Raises:
         ManifestError: the file is not one of ours.
     """
-    metadata = pq.read_schema(folder / f"{name}.parquet").metadata or {}
+    path = folder / f"{name}.parquet"
+    if not path.exists():
+        raise ManifestError(f"{folder.name}: {path.name} is missing; run `python -m ingest run` to build it")
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ManifestError(
+            f"{folder.name}: {path.name} cannot be read as Parquet; restore or rebuild it ({type(error).__name__})"
+        ) from None
     footer = {
         key.decode().removeprefix("fullslide."): value.decode()
         for key, value in metadata.items()

@@ -38,7 +38,13 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint of the run folder.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Resolve and check everything, train nothing, write nothing.")] = False,
 ) -> None:
-    """Train. Start it under torchrun to use several processes; each rank takes its role from its number."""
+    """Train. Start it under torchrun to use several processes; each rank takes its role from its number.
+
+    \b
+    Example: torchrun --nproc-per-node 3 -m pretrain train -c manifests/demo.toml
+             python -m pretrain train -c manifests/breast.toml --set step.layout=single --resume
+    Exit codes: 2 configuration, 3 input, 6 another rank was lost, 75 stopped by a signal after saving.
+    """
     from ingest.config import load_config, to_toml
     from pretrain.config import PretrainConfig
 
