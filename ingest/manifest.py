@@ -163,6 +163,29 @@ def table_from_rows(
     return pa.Table.from_pylist(list(rows), schema=pa.schema(fields))
 
 
+class TableBuilder:
+    """Rows on their way into a table, kept as Arrow in pieces: as Python mappings a million of them would take gigabytes."""
+
+    def __init__(self, name: str, extra: Mapping[str, pa.DataType] | None = None, piece_rows: int = 20_000) -> None:
+        self._name, self._extra, self._piece_rows = name, extra, piece_rows
+        self._rows: list[Mapping[str, Any]] = []
+        self._pieces: list[pa.Table] = [table_from_rows(name, [], extra)]
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        self._rows.extend(rows)
+        if len(self._rows) >= self._piece_rows:
+            self._flush()
+
+    def table(self) -> pa.Table:
+        self._flush()
+        return pa.concat_tables(self._pieces)
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._pieces.append(table_from_rows(self._name, self._rows, self._extra))
+            self._rows = []
+
+
 def write_table(folder: Path, name: str, table: pa.Table, provenance: Provenance) -> str:
     """Check, sort and write `folder/name.parquet` atomically; returns the content digest.
 

@@ -42,6 +42,7 @@ from ingest.ledger import Loss, Tally, balance, facts, quarantine_rows
 from ingest.manifest import (
     TARGET_PREFIX,
     Provenance,
+    TableBuilder,
     read_footer,
     read_table,
     table_from_rows,
@@ -65,12 +66,17 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Specimens:
-    """The labelled parts: rows of three tables, and what the join and the ledger need to know about them."""
+    """The labelled parts: three tables, and what the join and the ledger need to know about them.
+
+    Attributes:
+        label_of: of the cases that have a scan; all others are only in the tables.
+        table: rows of specimens.parquet, `num_slides` still 0.
+    """
 
     label_of: Mapping[Part, PartLabel]
-    rows: list[Row]
-    conflicts: list[Row]
-    evidence: list[Row]
+    table: pa.Table
+    conflicts: pa.Table
+    evidence: pa.Table
     losses: list[Loss]
     num_cases: int
     num_parts: int
@@ -132,9 +138,6 @@ def run(config: CohortConfig, acknowledge_merges: bool = False) -> Summary:
     for row, split, weight in zip(usable, cohort.split, cohort.weights, strict=True):
         row["split"], row["weight"] = split if isinstance(split, str) else None, float(weight)
     gates = check_gates(config, rules, join, specimens, usable, slides, tallies)
-    num_of_part = Counter(row["specimen_key"] for row in usable)
-    for row in specimens.rows:
-        row["num_slides"] = num_of_part[row["specimen_key"]]
     targets = {TARGET_PREFIX + name: kind for name, kind in _target_types(rules).items()}
     with atomic_folder(manifest) as folder:
         digests = {
@@ -142,11 +145,11 @@ def run(config: CohortConfig, acknowledge_merges: bool = False) -> Summary:
             for name, table in {
                 "slides": table_from_rows("slides", slides, targets),
                 "tiles": table_from_rows("tiles", _tile_rows(counts, {row["slide_key"] for row in slides})),
-                "specimens": table_from_rows("specimens", specimens.rows, targets),
+                "specimens": _with_slide_counts(specimens.table, usable),
                 "splits": pa.Table.from_pandas(cohort.splits, preserve_index=False),
                 "quarantine": table_from_rows("quarantine", quarantine_rows(tallies)),
-                "conflicts": table_from_rows("conflicts", specimens.conflicts),
-                "evidence": table_from_rows("evidence", specimens.evidence),
+                "conflicts": specimens.conflicts,
+                "evidence": specimens.evidence,
             }.items()
         }
         write_dataset_card(folder, provenance, digests, {
@@ -188,10 +191,16 @@ def label_specimens(
     """Label every part of every case whose patient is known."""
     policy = config.labels.policy
     unresolved = {entry.accession: entry.reason for entry in groups.rejected if entry.accession is not None}
+    with_scans = set(source.slides.column("accession").to_pylist())
     label_of: dict[Part, PartLabel] = {}
-    found = Specimens(label_of=label_of, rows=[], conflicts=[], evidence=[], losses=[], num_cases=0, num_parts=0,
-                      num_not_assessable=0)  # fmt: skip
-    num_cases = num_not_assessable = 0
+    targets_of = {TARGET_PREFIX + name: kind for name, kind in _target_types(rules).items()}
+    specimens, conflicts, evidence = (
+        TableBuilder("specimens", targets_of),
+        TableBuilder("conflicts"),
+        TableBuilder("evidence"),
+    )
+    losses: list[Loss] = []
+    num_cases = num_parts = num_not_assessable = 0
     labelled = label_records(source.case_records(), config.labels.rules, config.num_workers)
     for case in track(labelled, source.cases.num_rows, "reading reports"):
         num_cases += 1
@@ -203,35 +212,38 @@ def label_specimens(
             or ("" if accession in patient_of else "patient_unresolved")
         ):
             stage = "label" if reason == case.reason else "identity"
-            found.losses.append(Loss("case", case_key, stage, "failed", reason))
+            losses.append(Loss("case", case_key, stage, "failed", reason))
             continue
         for part in case.labels.parts:
             specimen_key = pseudonymiser.key("specimen", accession, part.part)
-            label_of[accession, part.part] = part
+            num_parts += 1
+            if accession in with_scans:
+                label_of[accession, part.part] = part
             num_not_assessable += part.label == "not_assessable"
             y, reason = _choice(part, part.label, part.finding, policy, rules)
             targets = _targets(part, y, rules)
             if all(value is None for value in targets.values()):
-                found.losses.append(Loss("part", specimen_key, "policy", "excluded", reason))
+                losses.append(Loss("part", specimen_key, "policy", "excluded", reason))
             else:
                 reason = ""
-            found.rows.append({
+            specimens.add([{
                 "patient_key": patient_of[accession], "case_key": case_key, "specimen_key": specimen_key,
                 "label": part.label, "finding": part.finding or None, "evidence_source": part.evidence_source,
                 "rule_id": part.rule_id or None, "exclude_reason": reason or None, "site": part.site,
-                "laterality": part.laterality or None, "procedure": part.procedure, "atypia": part.atypia, **targets,
-            })  # fmt: skip
-            found.evidence.extend(
+                "laterality": part.laterality or None, "procedure": part.procedure, "atypia": part.atypia, "num_slides": 0,
+                **targets,
+            }])  # fmt: skip
+            evidence.add(
                 {"specimen_key": specimen_key, "rule_id": item.rule_id, "term": item.term, "section": item.section,
                  "context": item.context, "version": item.version, "start": item.start, "end": item.end} for item in part.evidence
             )  # fmt: skip
-        found.conflicts.extend(
+        conflicts.add(
             {"specimen_key": pseudonymiser.key("specimen", accession, item.part), "source_a": item.source_a,
              "label_a": item.label_a, "source_b": item.source_b, "label_b": item.label_b, "resolution": item.resolution}
             for item in case.labels.conflicts
         )  # fmt: skip
-    return Specimens(label_of=label_of, rows=found.rows, conflicts=found.conflicts, evidence=found.evidence,
-                     losses=found.losses, num_cases=num_cases, num_parts=len(label_of),
+    return Specimens(label_of=label_of, table=specimens.table(), conflicts=conflicts.table(), evidence=evidence.table(),
+                     losses=losses, num_cases=num_cases, num_parts=num_parts,
                      num_not_assessable=num_not_assessable)  # fmt: skip
 
 
@@ -358,7 +370,7 @@ def _labelled_blocks(specimens: Specimens) -> list[tuple[str, str, str]]:
 
 
 def _all_parts(lis_parts: pa.Table, specimens: Specimens) -> pa.Table:
-    """The LIS part list, and for cases without one the parts that the report names."""
+    """The LIS part list, and for cases with a scan but without a list the parts that the report names."""
     listed = set(lis_parts.column("accession").to_pylist())
     named = [{"accession": accession, "part": designator} for accession, designator in specimens.label_of
              if accession not in listed]  # fmt: skip
@@ -382,6 +394,14 @@ def _count(join: SlideJoin, config: CohortConfig, pseudonymiser: Pseudonymiser, 
 def _slide_files(join: SlideJoin, config: CohortConfig, pseudonymiser: Pseudonymiser) -> list[SlideFile]:
     return [SlideFile(pseudonymiser.key("slide", row["slide_id"]), str((config.slide_folder / row["path"]).resolve()))
             for row in join.used.to_pylist()]  # fmt: skip
+
+
+def _with_slide_counts(specimens: pa.Table, usable: list[Row]) -> pa.Table:
+    """The column `num_slides`: usable scans of each part."""
+    num_of_part = Counter(row["specimen_key"] for row in usable)
+    counts = [num_of_part[key] for key in specimens.column("specimen_key").to_pylist()]
+    column = specimens.column_names.index("num_slides")
+    return specimens.set_column(column, specimens.schema.field(column), pa.array(counts, pa.int32()))
 
 
 def _tile_rows(counts: Mapping[str, TileCount], slide_keys: set[str]) -> list[Row]:

@@ -12,6 +12,7 @@ import pytest
 from ingest.errors import ManifestError
 from ingest.manifest import (
     TABLES,
+    TableBuilder,
     conform,
     content_digest,
     read_footer,
@@ -249,3 +250,15 @@ def test_the_footer_and_dataset_json_carry_the_provenance_and_no_time_of_the_run
         texts.add((tmp_path / "dataset.json").read_text())
     assert len(texts) == 1
     assert json.loads(texts.pop())["content_digests"] == {"slides": digest}
+
+
+def test_a_table_built_in_pieces_equals_the_one_built_at_once(tmp_path: Path) -> None:
+    rows = [{"specimen_key": f"s{number % 7}", "rule_id": f"r{number % 3}", "term": "t", "section": "final",
+             "context": "affirmed", "version": 0, "start": number, "end": number + 1} for number in range(50)]  # fmt: skip
+    builder = TableBuilder("evidence", piece_rows=8)
+    for row in rows:
+        builder.add([row])
+    digests = [write_table(tmp_path, "evidence", table, PROVENANCE)
+               for table in (builder.table(), table_from_rows("evidence", rows))]  # fmt: skip
+    assert digests[0] == digests[1]
+    assert read_table(tmp_path, "evidence").num_rows == 50
