@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import pyarrow as pa
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from ingest.config import Section
+from ingest.config import Regex, Section
 from ingest.deidentify import Pseudonymiser
 from ingest.errors import GateError
 from ingest.source.cells import row_digest
@@ -26,17 +26,8 @@ SPLIT_CHANGES_SCHEMA = pa.schema(
 
 class IdentityConfig(Section):
     strip_leading_zeros: bool = True  # 00027670 and 27670 are one MRN: tables of one hospital differ in padding
-    placeholder_mrn: str = r"0+|9{5,}|UNKNOWN|NONE|N/?A|TEST.*"  # regex of MRNs that name nobody and would join all
+    placeholder_mrn: Regex = r"0+|9{5,}|UNKNOWN|NONE|N/?A|TEST.*"  # regex of MRNs that name nobody and would join all
     max_mrns_per_patient: int = Field(default=20, ge=1)  # a larger group is a shared number, not a person; refused
-
-    @field_validator("placeholder_mrn")
-    @classmethod
-    def _compiles(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from None
-        return pattern
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

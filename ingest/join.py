@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import pyarrow as pa
-from pydantic import field_validator
 
-from ingest.config import Section
+from ingest.config import Regex, Section
 
 Status: TypeAlias = Literal["excluded", "failed"]
 HE_PATTERN = r"\bh\s*(&|and|\+)?\s*e\b|h(a)?ematoxylin"
@@ -38,24 +37,14 @@ FAILED_REASONS = frozenset(
 
 
 class SlideJoinConfig(Section):
-    stain_pattern: str = HE_PATTERN  # regex, any case, of stain or stain group: the slides to use
-    frozen_pattern: str = FROZEN_PATTERN  # left out although they are H&E: the report is about fixed tissue
-    cytology_pattern: str = CYTOLOGY_PATTERN
-    ihc_pattern: str = IHC_PATTERN  # only names the reason; whatever is no H&E is left out
+    stain_pattern: Regex = HE_PATTERN  # regex, any case, of stain or stain group: the slides to use
+    frozen_pattern: Regex = FROZEN_PATTERN  # left out although they are H&E: the report is about fixed tissue
+    cytology_pattern: Regex = CYTOLOGY_PATTERN
+    ihc_pattern: Regex = IHC_PATTERN  # only names the reason; whatever is no H&E is left out
     missing_stain: Literal["exclude", "keep"] = "exclude"  # 1 % of rows in a real hospital list have no stain
     cytology_classes: tuple[str, ...] = ("C", "CY", "NG")  # case classes of cytology, in the site's code
     exclude_classes: tuple[str, ...] = ()  # other case classes to leave out: autopsies, consults
-    part_from_name: str | None = None  # regex with groups accession, part, block, for bar code or file name
-
-    @field_validator("stain_pattern", "frozen_pattern", "cytology_pattern", "ihc_pattern", "part_from_name")
-    @classmethod
-    def _compiles(cls, pattern: str | None) -> str | None:
-        if pattern is not None:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"not a regular expression: {error}") from None
-        return pattern
+    part_from_name: Regex | None = None  # regex with groups accession, part, block, for bar code or file name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from ingest.config import Section
+from ingest.config import Regex, Section
 from ingest.deidentify import split_composite
 from ingest.errors import PrivacyError
 
@@ -57,7 +57,7 @@ TEXT_SUFFIXES = frozenset({".md", ".txt", ".log", ".csv", ".tsv", ".toml", ".htm
 
 
 class PrivacyConfig(Section):
-    accession_pattern: str | None = None  # regex of this site's accessions; found anywhere is a leak
+    accession_pattern: Regex | None = None  # regex of this site's accessions; found anywhere is a leak
     min_identifier_length: int = Field(default=5, ge=3)  # shorter ones ("A", "17") would be found in any text
     allowed_date_keys: tuple[str, ...] = (
         "created_at",
@@ -65,16 +65,6 @@ class PrivacyConfig(Section):
         "started_at",
         "finished_at",
     )  # of files, not people
-
-    @field_validator("accession_pattern")
-    @classmethod
-    def _compiles(cls, pattern: str | None) -> str | None:
-        if pattern is not None:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"not a regular expression: {error}") from None
-        return pattern
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

@@ -4,14 +4,13 @@ A table comes from a `query` (SQL), from a `file` (CSV, TSV, Excel, Parquet) or 
 them. A preset fills the tables that the file does not give, so that the resolved configuration shows every query.
 """
 
-import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from ingest.config import Section
+from ingest.config import Regex, Section
 
 PresetName = Literal["copath", "powerpath", "beaker", "hl7", "csv"]
 TableKey = Literal["patients", "cases", "parts", "reports", "codes", "synoptic", "blocks", "slides"]
@@ -51,7 +50,7 @@ class SourceConfig(Section):
     database_file: str | None = None  # an SQLite file relative to the configuration, in place of url_env
     encoding: str | None = None  # used only where strict UTF-8 fails, for example cp1252
     null_values: tuple[str, ...] = ()  # cells that mean "nothing", for example NULL in exports of SQL Server
-    accession_pattern: str | None = None  # regex; others are refused. Groups cls, yy, num remove padding zeros
+    accession_pattern: Regex | None = None  # regex; others are refused. Groups cls, yy, num remove padding zeros
     line_join: str = "\n"  # between the rows of a report that is stored line by line; "" for fixed-size pieces
     chunk_rows: int = Field(default=5000, ge=1)  # rows fetched at once
     read_attempts: int = Field(default=3, ge=1)  # of the whole read, when the database drops the connection
@@ -69,13 +68,3 @@ class SourceConfig(Section):
         preset = tomllib.loads(path.read_text(encoding="utf-8"))["ingest"]["source"]
         tables = {**preset.pop("tables", {}), **values.get("tables", {})}
         return {**preset, **values, "tables": tables}
-
-    @field_validator("accession_pattern")
-    @classmethod
-    def _compiles(cls, pattern: str | None) -> str | None:
-        if pattern is not None:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"not a regular expression: {error}") from None
-        return pattern
