@@ -61,17 +61,17 @@ def main() -> None:
         assert not findings, findings[:3]
         print({path.name: round(path.stat().st_size / 1e6, 1) for path in sorted(folder.iterdir())})
     report = {
-        "results": {name: round(value, 2) for name, value in results.items()},
-        "limits": LIMITS,
+        **{name: round(value, 2) for name, value in results.items()},
+        **{f"limit_{name}": limit for name, limit in LIMITS.items()},
         "held": all(results[name] < limit for name, limit in LIMITS.items()),
         "num_slides": arguments.num_slides,
-        "cpu_seconds": {name: round(value, 2) for name, value in cpu_seconds.items()},
+        **{f"cpu_{name}": round(value, 2) for name, value in cpu_seconds.items()},
         "num_cpus": os.cpu_count(),
         "load_average": os.getloadavg()[0],
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report["results"], indent=2))
+    print(json.dumps(report, indent=2))
 
 
 def key(identifier: str) -> str:

@@ -37,9 +37,15 @@ def main() -> None:
     result = {
         "bootstrap_10k_slides_seconds": round(seconds, 3),
         "interval_coverage": first["patient score interval"],
-        "interval_coverage_by_setting": coverage,
+        **{
+            f"coverage, {setting}, {method}": value
+            for setting, methods in coverage.items()
+            for method, value in methods.items()
+        },
         "num_cohorts": NUM_COHORTS,
-        "false_rejections_over_20_splits": false_rejections(generator),
+        **{
+            f"false rejections over 20 splits, {method}": value for method, value in false_rejections(generator).items()
+        },
     }
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     OUTPUT.write_text(json.dumps(result, indent=2, sort_keys=True) + "\n", encoding="utf-8")

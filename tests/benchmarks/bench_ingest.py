@@ -54,15 +54,15 @@ def main() -> None:
     if KIT.exists():
         results["negex_f1"] = negex_f1()
     report = {
-        "results": {name: round(value, 4) for name, value in results.items()},
-        "limits": LIMITS,
+        **{name: round(value, 4) for name, value in results.items()},
+        **{f"limit_{name}": limit for name, limit in LIMITS.items()},
         "num_reports_streamed": arguments.num_reports,
         "num_cpus": os.cpu_count(),
         "load_average": os.getloadavg()[0],
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report["results"], indent=2))
+    print(json.dumps(report, indent=2))
 
 
 def reports_per_second(num_characters: int, num_parts: int) -> float:
