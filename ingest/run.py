@@ -126,7 +126,7 @@ def run(config: CohortConfig, acknowledge_merges: bool = False) -> Summary:
             name for column in ("accession", "barcode") for name in source.slides[column].to_pylist() if name
         ]
         tallies = _tallies(source, specimens, slides, losses, num_slides, pseudonymiser)
-    provenance = Provenance(config_digest=config_digest(config), rules_digest=rules.digest,
+    provenance = Provenance(config_digest=_digest(config), rules_digest=rules.digest,
                             policy_digest=config_digest(config.labels.policy), key_fingerprint=pseudonymiser.fingerprint,
                             snapshot_at=snapshot_at)  # fmt: skip
     usable = [row for row in slides if row["exclude_reason"] is None]
@@ -332,6 +332,11 @@ def check_gates(
 
 
 # Small steps.
+
+
+def _digest(config: CohortConfig) -> str:
+    """Of all that decides the result; the number of workers does not."""
+    return config_digest(config.model_copy(update={"num_workers": 1}))
 
 
 def _targets(part: PartLabel, y: int | None, rules: Rules) -> Row:

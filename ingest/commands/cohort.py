@@ -9,15 +9,22 @@ from ingest.commands.options import ConfigOption, ManifestArgument, SetOption
 from ingest.errors import ConfigError
 
 
-def show(manifest: ManifestArgument) -> None:
+def show(
+    manifest: ManifestArgument,
+    card: Annotated[bool, typer.Option("--card", help="Write card.md and its figures anew as well.")] = False,
+) -> None:
     """Labels by split and site, tiles per slide, prevalence, what was left out and why.
 
     \b
     Example: python -m ingest show manifests/breast
     """
+    from ingest.card import write_card
     from ingest.show import print_summary, summarise
 
     print_summary(summarise(manifest))
+    if card:
+        write_card(manifest)
+        print(f"open {manifest / 'card.md'}")
 
 
 def verify(
