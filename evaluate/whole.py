@@ -25,7 +25,7 @@ from ingest.errors import InputError
 from ingest.manifest import read_table
 from ingest.slide import open_slide
 from pretrain.cohort import Cohort
-from pretrain.config import DataConfig, StepConfig
+from pretrain.config import DataConfig, PretrainConfig, StepConfig
 from pretrain.encoder import build_encoder, preprocessing
 from pretrain.start import open_cohort
 from pretrain.trained import open_trained, require_same_geometry
@@ -89,7 +89,7 @@ def report_run(run: Path, checkpoint: str, config: EvaluateConfig) -> Reported:
         evaluation, run / "report", title=f"{evaluation.task}: {run.name}",
         training=read_training_log(run / "metrics.jsonl"), funnel=_funnel(manifest),
         errors=error_cases(worst_errors(predictions, evaluation), slides, run),
-        resolved_config=to_toml("pretrain", trained.config), environment=_environment(run),
+        resolved_config=to_toml("pretrain", _without_places(trained.config)), environment=_environment(run),
     )  # fmt: skip
     level = evaluation.headline
     auroc = level.metrics["auroc"]
@@ -151,6 +151,17 @@ def attention_run(
                 f"slide {slide_key}: not in the manifest of run {run.name}; take a slide_key of its predictions"
             )
         attention_folder(slides[slide_key], read_slide(run, slide_key), folder / slide_key, viewer_mpp)
+
+
+def _without_places(config: PretrainConfig) -> PretrainConfig:
+    """The configuration with folder names in place of paths: a report is passed around, a site's paths are not."""
+    data = config.data.model_copy(
+        update={"manifest": Path(config.data.manifest.name), "vault": Path(config.data.vault.name)}
+    )
+    weights = config.encoder.weights
+    encoder = config.encoder.model_copy(update={"weights": None if weights is None else Path(weights.name)})
+    run = config.run.model_copy(update={"folder": Path(config.run.folder.name)})
+    return config.model_copy(update={"data": data, "encoder": encoder, "run": run})
 
 
 def _trained_prevalence(cohort: Cohort) -> float | None:

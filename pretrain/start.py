@@ -51,8 +51,10 @@ def open_run(config: PretrainConfig, resume: bool) -> Iterator[Run]:
             _write_folder(config, cohort, team)
             record = stack.enter_context(RunRecord(config.run.folder, at.step))
         feed = stack.enter_context(TileFeed(config.data, cohort, team, config.step.timeout_seconds))
+        stop = StopRequest()
+        stack.callback(stop.close)
         yield Run(config=config, cohort=cohort, team=team, models=models, optimisers=optimisers, feed=feed,
-                  record=record, scale=scale, at=at, stop=StopRequest())  # fmt: skip
+                  record=record, scale=scale, at=at, stop=stop)  # fmt: skip
 
 
 def open_cohort(config: PretrainConfig) -> Cohort:

@@ -46,12 +46,19 @@ class Position:
 
 
 class StopRequest:
-    """Remembers SIGTERM and SIGUSR1 (SLURM sends one before it preempts), so that the loop can save and end in peace."""
+    """Remembers SIGTERM and SIGUSR1 (SLURM sends one before it preempts), so that the loop can save and end in peace.
+
+    torchrun hands SIGTERM on by itself, SIGUSR1 only with `--signals-to-handle SIGTERM,SIGINT,SIGUSR1`.
+    """
 
     def __init__(self) -> None:
         self.requested = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._note)
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+
+    def close(self) -> None:
+        """Put the handlers back that were there before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True

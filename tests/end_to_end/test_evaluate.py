@@ -89,6 +89,7 @@ def test_the_report_says_what_was_selected_on_and_holds_no_path(trained: Pretrai
     assert "AUC on test" in reported.headline
     assert "last epoch (nothing selected)" in reported.headline
     assert len(page) < 1_000_000
+    assert str(trained.run.folder.parent) not in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     metrics = json.loads((trained.run.folder / "report" / "metrics.json").read_text())
     assert metrics["levels"]["slide"]["num_units"] == 2

@@ -1,6 +1,8 @@
 """Runs that are stopped, resumed, spread over ranks or meet a broken slide: the numbers stay the same, nothing is lost."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,15 @@ def test_resuming_with_another_encoder_is_refused(tmp_path: Path) -> None:
     other = with_settings(config, encoder={"name": "test_resnet", "drop_rate": 0.5})
     with pytest.raises(ConfigError, match=r"made with another \[encoder\]"), open_run(other, resume=True):
         pass
+
+
+def test_a_real_signal_asks_to_stop_and_the_old_handler_comes_back(tmp_path: Path) -> None:
+    config = write_small_cohort(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    with open_run(config, resume=False) as run:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert run.stop.requested
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_run_folder_says_what_it_was_made_with(tmp_path: Path) -> None:
