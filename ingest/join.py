@@ -22,11 +22,12 @@ IHC_PATTERN = r"\bihc\b|immuno|\bish\b|fish|\ber\b|\bpr\b|her-?2|ki-?67|\bp63\b|
 USED_SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("slide_id", "accession", "part", "block", "level", "stain", "scanner")),
-        *((name, pa.string()) for name in ("objective", "path", "scanned_at", "label_scope")),
+        *((name, pa.string()) for name in ("objective", "path", "scanned_at", "mpp", "label_scope")),
         ("num_slides_in_part", pa.int32()),
         ("num_blocks_in_part", pa.int32()),
     ]
 )
+COPIED_COLUMNS = tuple(name for name in USED_SCHEMA.names[: USED_SCHEMA.names.index("label_scope")] if name != "block")
 REJECTED_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("slide_id", "accession", "part", "status", "reason", "duplicate_of")]
 )
@@ -319,7 +320,7 @@ def _used_table(kept: list[dict[str, Any]], lis: _Lis, labelled_blocks: frozense
         num_listed = lis.num_blocks.get((row["accession"], part_name(row["part"])), 0)
         rows.append(
             {
-                **{name: row[name] for name in USED_SCHEMA.names[:10] if name != "block"},
+                **{name: row[name] for name in COPIED_COLUMNS},
                 "block": block,
                 "label_scope": "block" if is_labelled else "part",
                 "num_slides_in_part": num_slides[specimen],

@@ -5,6 +5,7 @@ drops becomes a `Loss`; nothing is published unless the ledger adds up, the gate
 would be written. A rerun takes over the tile counts that are done and the places of patients in earlier splits.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -261,6 +262,9 @@ def slide_rows(
         if part is None:
             losses.append(Loss("slide", slide_key, "label", "failed", "case_or_part_left_out"))
             continue
+        if math.isnan(stated_mpp(scan["mpp"]) or 0.0):
+            losses.append(Loss("slide", slide_key, "tiles", "failed", "bad_mpp"))
+            continue
         count = counts[slide_key]
         if count.status != "counted":
             losses.append(Loss("slide", slide_key, "tiles", count.status, count.reason))
@@ -397,8 +401,22 @@ def _count(join: SlideJoin, config: CohortConfig, pseudonymiser: Pseudonymiser, 
 
 
 def _slide_files(join: SlideJoin, config: CohortConfig, pseudonymiser: Pseudonymiser) -> list[SlideFile]:
-    return [SlideFile(pseudonymiser.key("slide", row["slide_id"]), str((config.slide_folder / row["path"]).resolve()))
-            for row in join.used.to_pylist()]  # fmt: skip
+    return [
+        SlideFile(pseudonymiser.key("slide", row["slide_id"]), str((config.slide_folder / row["path"]).resolve()),
+                  stated_mpp(row["mpp"]))
+        for row in join.used.to_pylist() if not math.isnan(stated_mpp(row["mpp"]) or 0.0)
+    ]  # fmt: skip
+
+
+def stated_mpp(text: str | None) -> float | None:
+    """The resolution that the slide list states: None if it states none, NaN if it is no number above 0."""
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        return math.nan
+    return value if 0 < value < math.inf else math.nan
 
 
 def _with_slide_counts(specimens: pa.Table, usable: list[Row]) -> pa.Table:

@@ -118,7 +118,10 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slide:
-    """One scan. `slide_id` names the image, `barcode` the glass; a glass scanned twice has two slide_ids."""
+    """One scan. `slide_id` names the image, `barcode` the glass; a glass scanned twice has two slide_ids.
+
+    `mpp` overrules the micrometres per pixel that the file states; it is for files that state none.
+    """
 
     slide_id: str
     accession: str | None
@@ -132,6 +135,7 @@ class Slide:
     scanner: str | None
     objective: str | None
     scanned_at: str | None
+    mpp: str | None
 
 
 Row: TypeAlias = Patient | Case | Part | Report | Code | Synoptic | Block | Slide

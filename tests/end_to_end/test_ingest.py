@@ -157,3 +157,22 @@ def test_a_kill_at_any_moment_leaves_the_old_manifest_or_the_new_one_and_a_rerun
     assert read_table(config.output.manifest, "slides") == read_table(published / "manifest", "slides")
     left_over = [path.name for path in config.output.manifest.parent.iterdir() if path.name.endswith(".old")]
     assert left_over == []
+
+
+@pytest.mark.parametrize(
+    ("stated", "reason"), [("0.25", None), ("a quarter", "bad_mpp"), ("-1", "bad_mpp"), ("8.0", "coarse_scan")]
+)
+def test_the_slide_list_may_state_the_resolution_that_a_file_lacks(
+    hospital: Path, tmp_path: Path, stated: str, reason: str | None
+) -> None:
+    truth = json.loads((hospital / "truth.json").read_text())["slides"]
+    (name,) = [file for file, row in truth.items() if row["use"] == "no_mpp"]
+    config = cohort(hospital, tmp_path)
+    slides = config.source.tables["slides"]
+    assert slides.query is not None
+    query = f"SELECT *, CASE WHEN path = '{name}' THEN '{stated}' END AS mpp FROM ({slides.query.rstrip().rstrip(';')})"
+    tables = {**config.source.tables, "slides": slides.model_copy(update={"query": query})}
+    run(config.model_copy(update={"source": config.source.model_copy(update={"tables": tables})}))
+    left_out = read_dataset_card(tmp_path / "manifest")["ledger"]["slide"]["left_out"]
+    assert "tiles/no_mpp" not in left_out
+    assert left_out.get(f"tiles/{reason}", 0) == (0 if reason is None else 1)
