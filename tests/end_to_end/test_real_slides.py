@@ -31,7 +31,11 @@ def command(*arguments: str | Path) -> str:
 
 
 def cohort_file(folder: Path, slide_folder: Path, size_px: int, mpp: float, **pretrain: object) -> Path:
+    key = folder / "invented.key"  # the same key each time: the same pseudonyms, and so the same split
+    key.write_text("0123456789abcdef" * 4 + "\n")
+    key.chmod(0o600)
     ingest = {
+        "deidentify": {"mode": "hmac", "key_file": str(key)},
         "source_folder": str(folder), "slide_folder": str(slide_folder),
         "source": {"preset": "copath", "database_file": "lis.sqlite"},
         "tiles": {"size_px": size_px, "mpp": mpp, "thumbnail_mpp": max(mpp, 8.0)},
@@ -48,10 +52,11 @@ def test_training_learns_from_real_breast_tissue_of_unseen_patients(tmp_path: Pa
     cohort = build_cohort(DATA, tmp_path)
     pretrain = {
         "data": {"manifest": str(tmp_path / "manifest"), "vault": str(tmp_path / "vault"), "slides_per_epoch": 1.0},
-        "run": {"folder": str(tmp_path / "run"), "num_epochs": 4, "device": "cpu", "select_by": "last"},
-        "encoder": {"name": "resnet18"},
+        "run": {"folder": str(tmp_path / "run"), "num_epochs": 8, "device": "cpu", "select_by": "last"},
+        "encoder": {"name": "test_resnet"},
         "step": {"resident_tiles": 64, "chunk_tiles": 32},
-        "optim": {"learning_rate": 3e-4},
+        # One slide per update does not settle on 81 slides of 12 tiles: ResNet18 gave 0.905 on one split, 0.101 on another.
+        "optim": {"learning_rate": 1e-3, "slides_per_update": 4},
     }
     config = cohort_file(tmp_path, cohort.slide_folder, 50, 4.0, **pretrain)
     command("ingest", "run", "-c", config)
