@@ -4,7 +4,6 @@
 CPU, on real tiles; otherwise nothing is written. Weights are safetensors only: a safetensors file holds no code.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from ingest.atomic import atomic_folder
 from ingest.errors import ConfigError, InputError
+from pretrain.checkpoint import file_sha256
 
 NUM_GOLDEN_TILES = 4
 GOLDEN_SEED = 20240303  # tiles of noise: what travels with the weights must not be a patient's tissue
@@ -74,7 +74,7 @@ def export_encoder(
         _check_parity(encoder, temporary, facts, tiles_KHW3)
         _write_golden(encoder, temporary, facts)
         files = sorted(file for file in temporary.rglob("*") if file.is_file())
-        sums = "".join(f"{_sha256(file)}  {file.relative_to(temporary)}\n" for file in files)
+        sums = "".join(f"{file_sha256(file)}  {file.relative_to(temporary)}\n" for file in files)
         (temporary / "SHA256SUMS").write_text(sums, encoding="ascii")
     return folder
 
@@ -148,8 +148,3 @@ def _features(model: nn.Module, tiles_KHW3: NDArray[np.uint8], facts: EncoderFac
     with torch.inference_mode():
         features: Tensor = model((tiles - mean) / std)
     return features
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

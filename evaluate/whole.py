@@ -22,7 +22,7 @@ from evaluate.report.build import FunnelStage, build_report, worst_errors
 from evaluate.report.training import read_training_log
 from ingest.config import Section, to_toml
 from ingest.errors import InputError
-from ingest.manifest import read_table
+from ingest.manifest import read_dataset_card, read_table
 from ingest.slide import open_slide
 from pretrain.cohort import Cohort
 from pretrain.config import DataConfig, PretrainConfig, StepConfig
@@ -129,7 +129,7 @@ def run_all(run: Path, checkpoint: str, config: EvaluateConfig, license: str) ->
     trained = open_trained(run, checkpoint)
     manifest = trained.config.data.manifest
     print()
-    for entity, tally in _ledger(manifest).items():
+    for entity, tally in read_dataset_card(manifest)["ledger"].items():
         lost = ", ".join(f"{reason.split('/')[-1]} {count}" for reason, count in tally["left_out"].items())
         print(f"{entity}s: {tally['in']:,} in, {tally['used']:,} used; left out: {lost or 'none'}")
     print(reported.headline)
@@ -181,14 +181,9 @@ def _real_tiles(cohort: Cohort) -> NDArray[np.uint8]:
     return tiles
 
 
-def _ledger(manifest: Path) -> dict[str, Any]:
-    ledger: dict[str, Any] = json.loads((manifest / "dataset.json").read_text(encoding="utf-8"))["ledger"]
-    return ledger
-
-
 def _funnel(manifest: Path) -> list[FunnelStage]:
     """The steps of the cohort with what each lost."""
-    document = json.loads((manifest / "dataset.json").read_text(encoding="utf-8"))
+    document = read_dataset_card(manifest)
     steps: list[tuple[str, int]] = [(name, num) for name, num in document["funnel"]]
     losses = [{"left out": before - num} if before > num else {} for (_, before), (_, num) in pairwise(steps)]
     return [FunnelStage(name, num, lost) for (name, num), lost in zip(steps, [{}, *losses], strict=True)]

@@ -1,7 +1,6 @@
 """What all three command lines share: one-line errors with an exit code, and never a traceback for a user's fault."""
 
 import sys
-from typing import Any
 
 import typer
 
@@ -13,15 +12,11 @@ def run_app(app: typer.Typer) -> None:
     try:
         app()
     except UserError as error:
-        fail(error)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
-
-
-def fail(error: UserError) -> Any:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
 
 
 def new_app(help_text: str) -> typer.Typer:

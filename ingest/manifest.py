@@ -358,7 +358,7 @@ def read_dataset_card(folder: Path) -> dict[str, Any]:
         document: dict[str, Any] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise ManifestError(
-            f"manifest {folder.name}: dataset.json is missing or damaged; build the manifest anew"
+            f"manifest {folder.name}: dataset.json is missing or damaged; build it with `python -m ingest run`"
         ) from None
     return document
 

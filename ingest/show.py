@@ -1,6 +1,5 @@
 """What is in a manifest, as a person wants to see it: labels, splits, prevalence, tiles per slide, what was left out."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ingest.errors import ManifestError
-from ingest.manifest import TARGET_PREFIX, read_footer, read_table
+from ingest.manifest import TARGET_PREFIX, read_dataset_card, read_footer, read_table
 from ingest.split import LABELS_WORST_FIRST, PARTS, worst_labels
 
 if TYPE_CHECKING:
@@ -96,12 +94,7 @@ def summarise(folder: Path, min_site_patients: int = 1) -> Summary:
     Raises:
         ManifestError: a table or dataset.json is missing or damaged.
     """
-    try:
-        facts: dict[str, Any] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ManifestError(
-            f"manifest {folder.name}: dataset.json is missing or damaged; build it with `python -m ingest run`"
-        ) from None
+    facts = read_dataset_card(folder)
     slides = _plain(read_table(folder, "slides").to_pandas())
     specimens = _plain(read_table(folder, "specimens").to_pandas())
     labels = {

@@ -7,7 +7,7 @@ alone: the other ranks send it their share first, so no shared disk is needed be
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def save_checkpoint(run: Path, step: int, parts: Mapping[str, Any], *, keep: int
         for name, state in sorted(parts.items()):
             file = temporary / f"{name}.pt"
             torch.save(state, file)
-            lines.append(f"{_sha256(file)}  {file.name}\n")
+            lines.append(f"{file_sha256(file)}  {file.name}\n")
         (temporary / SUMS).write_text("".join(lines), encoding="ascii")
     _link(folder, "last")
     if best:
@@ -42,26 +42,17 @@ def save_checkpoint(run: Path, step: int, parts: Mapping[str, Any], *, keep: int
     return folder
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any]:
-    """The parts of a checkpoint, its sums checked.
+def load_checkpoint(folder: Path, only: Collection[str] | None = None) -> dict[str, Any]:
+    """The parts of a checkpoint (or some of them), its sums checked.
 
     Raises:
         InputError: a file is missing or not what was written (a disk error flips bytes without a word).
     """
-    try:
-        lines = (folder / SUMS).read_text(encoding="ascii").splitlines()
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(
-            f"checkpoint {folder.name}: no {SUMS}; it is not a whole checkpoint, use another one"
-        ) from None
-    parts = {}
-    for line in lines:
-        wanted, name = line.split("  ", maxsplit=1)
-        file = folder / name
-        if not file.exists() or _sha256(file) != wanted:
-            raise InputError(f"checkpoint {folder.name}: {name} is missing or damaged; use another checkpoint")
-        parts[file.stem] = torch.load(file, map_location="cpu", weights_only=True)
-    return parts
+    return {
+        file.stem: torch.load(file, map_location="cpu", weights_only=True)
+        for file in _sound_files(folder)
+        if only is None or file.stem in only
+    }
 
 
 def find_checkpoint(run: Path, which: str) -> Path | None:
@@ -71,12 +62,30 @@ def find_checkpoint(run: Path, which: str) -> Path | None:
         return run / "checkpoints" / name if name else None
     for folder in reversed(_folders(run)):
         try:
-            load_checkpoint(folder)
+            _sound_files(folder)
         except InputError as error:
             print(f"skipped: {error}", flush=True)
             continue
         return folder
     return None
+
+
+def _sound_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint, each with the sum that was written."""
+    try:
+        lines = (folder / SUMS).read_text(encoding="ascii").splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"checkpoint {folder.name}: no {SUMS}; it is not a whole checkpoint, use another one"
+        ) from None
+    files = []
+    for line in lines:
+        wanted, name = line.split("  ", maxsplit=1)
+        file = folder / name
+        if not file.exists() or file_sha256(file) != wanted:
+            raise InputError(f"checkpoint {folder.name}: {name} is missing or damaged; use another checkpoint")
+        files.append(file)
+    return files
 
 
 def _folders(run: Path) -> list[Path]:
@@ -95,6 +104,6 @@ def _link(folder: Path, name: str) -> None:
     os.replace(temporary, folder.parent / name)
 
 
-def _sha256(file: Path) -> str:
+def file_sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

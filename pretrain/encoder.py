@@ -36,6 +36,7 @@ def num_features(config: EncoderConfig) -> int:
         return int(cast("int", _create(config, empty=True).num_features))
 
 
+@cache  # asked for at every slide; building even an empty model takes a while
 def preprocessing(config: EncoderConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of RGB in 0 .. 1 that the encoder's pretraining used; ImageNet's where it does not say."""
     with torch.device("meta"):

@@ -14,13 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ingest.read_plan import MAX_DAMAGED
 from pretrain.cohort import Cohort, CohortSlide
 from pretrain.config import DataConfig, SampleConfig
 from pretrain.feeder import ReadRequest, SlideFeeder, Slot
 from pretrain.sample import Positions, derive_seed, sample_tiles, share_counts, share_slice
 from pretrain.team import Team, receive, send
-
-MAX_DAMAGED = 0.01  # share of damaged tiles above which a slide is left out of a step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,7 +54,7 @@ def open_trained(folder: Path, which: str = "best") -> Trained:
         config=PretrainConfig.model_validate_json(training["config"]), parts=parts,
         tile_size_px=training["tile_size_px"], tile_mpp=training["tile_mpp"],
         manifest_digest=training["manifest_digest"],
-        num_epochs=load_checkpoint(newest)["training"]["position"]["epoch"],
+        num_epochs=load_checkpoint(newest, only=("training",))["training"]["position"]["epoch"],
     )  # fmt: skip
 
 
