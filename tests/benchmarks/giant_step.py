@@ -58,7 +58,7 @@ def giant_step(num_tiles: int, tile_px: int, chunk_tiles: int, progress: bool = 
     optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
     tiles_K3HW = invented_tiles(num_tiles, tile_px)
     before = [parameter.detach().clone() for parameter in parameters]
-    started_at = time.perf_counter()
+    started_at, cpu_started_at = time.perf_counter(), time.process_time()
     counter = Counter(2 * num_tiles) if progress else None
     result = slide_step(
         models, tiles_K3HW, (num_tiles,), torch.tensor([1.0]), team, config, seed=1, slide="giant",
@@ -67,13 +67,14 @@ def giant_step(num_tiles: int, tile_px: int, chunk_tiles: int, progress: bool = 
     update = reduce_gradients(models, team, config, [result], step=1)
     clip_gradients(models, update, 1.0)
     optimiser.step()
-    elapsed_seconds = time.perf_counter() - started_at
+    elapsed_seconds, cpu_seconds = time.perf_counter() - started_at, time.process_time() - cpu_started_at
     change = sum(float((now.detach() - was).square().sum()) for now, was in zip(parameters, before, strict=True)) ** 0.5
     peak_bytes = peak_memory_bytes()
     return {
         "num_tiles": num_tiles, "tile_px": tile_px, "chunk_tiles": chunk_tiles, "resident_tiles": 0,
         "encoder": "resnet18", "aggregator": "gma",
         "seconds": round(elapsed_seconds, 1),
+        "cpu_seconds": round(cpu_seconds, 1),  # of all threads: tells a quiet machine from a busy one
         "seconds_by_phase": {phase: round(seconds, 1) for phase, seconds in result.seconds.items()},
         "peak_bytes": peak_bytes, "tile_bytes": tiles_K3HW.numel(), "peak_without_tiles_bytes": peak_bytes - tiles_K3HW.numel(),
         "loss": result.loss, "gradient_norm": update.norm, "weight_change": change,
