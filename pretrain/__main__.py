@@ -119,6 +119,57 @@ def plan(
 
 
 @app.command()
+def cluster(
+    features: Annotated[
+        Path, typer.Argument(help="Folder of SLIDE_KEY.h5 files that `python -m evaluate features` wrote.")
+    ],
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    num_clusters: Annotated[int, typer.Option(min=2, max=256, help="Kinds of tissue, common to all slides.")] = 16,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The table for sample.clusters.")] = Path("clusters.parquet"),
+    dry_run: Annotated[bool, typer.Option(help="Check everything, write nothing.")] = False,
+) -> None:
+    """Sort tiles into kinds of tissue by their features, for training with sample.mode = cluster.
+
+    \b
+    Example: python -m pretrain cluster features/20x_224px_0px_overlap/features_mine -c manifests/breast.toml -o clusters.parquet
+             python -m pretrain train -c manifests/breast.toml --set sample.mode=cluster --set sample.num_tiles=512 \\
+                 --set sample.clusters=clusters.parquet
+    Exit codes: 2 configuration, 3 no features for the training slides.
+    """
+    from ingest.config import load_config
+    from ingest.progress import track
+    from pretrain.cohort import load_cohort
+    from pretrain.config import PretrainConfig
+
+    resolved = load_config(PretrainConfig, "pretrain", config, set_ or [])
+    from pretrain.clusters import cluster_slides, read_features, write_clusters
+
+    data = resolved.data
+    cohort = load_cohort(data.manifest, data.vault, [task.name for task in resolved.tasks], data.scheme, data.fold)
+    train_slides = cohort.part("train")
+    print(f"{len(train_slides)} training slides, {num_clusters} clusters, seed {resolved.run.seed}")
+    if dry_run:
+        num_found = sum((features / f"{slide.slide_key}.h5").is_file() for slide in train_slides)
+        print(f"{num_found} of {len(train_slides)} have a feature file; dry run: nothing was written")
+        return
+    made = cluster_slides(
+        train_slides, lambda slide: read_features(features / f"{slide.slide_key}.h5", slide), num_clusters,
+        resolved.run.seed, lambda slides, title: track(slides, len(slides), title),
+    )  # fmt: skip
+    facts = {
+        "num_clusters": str(num_clusters),
+        "seed": str(resolved.run.seed),
+        "manifest_digest": cohort.manifest_digest,
+    }
+    write_clusters(out, made.clusters, facts)
+    for slide_key, reason in sorted(made.left_out.items()):
+        print(f"left out: slide {slide_key}: {reason}")
+    print(f"{len(made.clusters)} slides clustered, {len(made.left_out)} left out, {len(train_slides)} in all; "
+          f"train with --set sample.mode=cluster --set sample.clusters={out} --set sample.num_tiles=...")  # fmt: skip
+
+
+@app.command()
 def equivalence(
     network: Annotated[str, typer.Option(help="toy (the paper's), resnet18 or resnet50.")] = "toy",
     tiles: Annotated[int, typer.Option(help="Rows of the toy, tiles of a ResNet; 0: 800 and 12.")] = 0,

@@ -21,6 +21,7 @@ class CohortSlide:
     Attributes:
         targets: one value per task in the order of the cohort; NaN = not known.
         weight: how often the slide is drawn relative to others, 0 = not drawn in training.
+        clusters: one byte per tissue tile, its kind of tissue; empty without `sample.mode = cluster`.
     """
 
     slide_key: str
@@ -34,6 +35,7 @@ class CohortSlide:
     split: str
     weight: float
     targets: tuple[float, ...]
+    clusters: bytes = b""
 
     def tile_indices(self) -> NDArray[np.int64]:
         """[T] indices of the tissue tiles in the grid, rising."""

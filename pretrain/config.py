@@ -77,12 +77,16 @@ class SampleConfig(Section):
 
     mode: Literal["all", "random", "paper", "grid", "cluster"] = "all"
     num_tiles: int | None = Field(default=None, gt=0)  # K; none only with mode = all
-    num_clusters: int = Field(default=16, gt=0)  # mode = cluster
+    clusters: Path | None = None  # table of `python -m pretrain cluster`; only with mode = cluster
 
     @model_validator(mode="after")
-    def _number_of_tiles_given(self) -> "SampleConfig":
+    def _what_the_mode_needs_is_given(self) -> "SampleConfig":
         if (self.num_tiles is None) != (self.mode == "all"):
             raise ValueError(f"mode = {self.mode}: num_tiles is given exactly when mode is not all")
+        if (self.clusters is None) != (self.mode != "cluster"):
+            raise ValueError(
+                f"mode = {self.mode}: clusters is given exactly with mode = cluster; make it with `python -m pretrain cluster`"
+            )
         return self
 
 

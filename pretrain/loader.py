@@ -135,7 +135,8 @@ def plan_share(slide: CohortSlide, team: Team, config: SampleConfig, run_seed: i
     """The part of a slide that this rank reads in a training step; the same cut on every rank without a word between them."""
     seed = derive_seed(run_seed, epoch, slide.slide_key)
     tissue = slide.tile_indices()
-    sampled = tissue[sample_tiles(tissue, config, derive_seed(seed, "sample"), slide.grid.num_columns)]
+    clusters_T = np.frombuffer(slide.clusters, dtype=np.uint8) if slide.clusters else None
+    sampled = tissue[sample_tiles(tissue, config, derive_seed(seed, "sample"), slide.grid.num_columns, clusters_T)]
     return _cut(slide, sampled, team, seed)
 
 

@@ -27,7 +27,7 @@ def sample_tiles(
     config: SampleConfig,
     seed: int,
     num_columns: int | None = None,
-    features_TF: NDArray[np.floating] | None = None,
+    clusters_T: NDArray[np.uint8] | None = None,
 ) -> Positions:
     """The tiles of a slide that one step uses.
 
@@ -35,12 +35,12 @@ def sample_tiles(
     random   K tiles without replacement; every tile if the slide has fewer
     paper    K tiles without replacement; if the slide has fewer, K with replacement (Campanella et al. 2024, EGFR)
     grid     K tiles spread over the slide: K equal runs along a walk through a square grid of cells, one from each
-    cluster  K tiles spread evenly over k-means clusters of cached features (after Xie et al. 2020)
+    cluster  K tiles spread evenly over the slide's kinds of tissue (`pretrain.clusters`; after Xie et al. 2020)
 
     Args:
         tile_indices: [T] indices in the tile grid (row * num_columns + column), rising.
         num_columns: columns of the tile grid; only for grid.
-        features_TF: cached features of the same tiles; only for cluster.
+        clusters_T: the cluster of each tile; only for cluster.
     Returns:
         [K] positions into `tile_indices`, rising; a position repeats only in paper mode.
     Raises:
@@ -63,11 +63,11 @@ def sample_tiles(
             raise ConfigError("sample.mode = grid: the number of grid columns was not given")
         return _one_per_run(_cell_walk(tile_indices, num_columns, wanted), wanted, generator)
     if config.mode == "cluster":
-        if features_TF is None:
+        if clusters_T is None or len(clusters_T) != num_tiles:
             raise ConfigError(
-                "sample.mode = cluster: needs cached features of the slide; write them first or use mode = grid"
+                "sample.mode = cluster: the clusters of the slide's tiles were not given; set sample.clusters"
             )
-        return _even_over_clusters(features_TF, wanted, config.num_clusters, seed, generator)
+        return _even_over_clusters(clusters_T, wanted, generator)
     return np.sort(generator.choice(num_tiles, size=wanted, replace=False)).astype(np.int64)
 
 
@@ -108,15 +108,9 @@ def _one_per_run(walk: Positions, wanted: int, generator: np.random.Generator) -
     return np.sort(walk[generator.integers(bounds[:-1], bounds[1:])])
 
 
-def _even_over_clusters(
-    features_TF: NDArray[np.floating], wanted: int, num_clusters: int, seed: int, generator: np.random.Generator
-) -> Positions:
+def _even_over_clusters(clusters_T: NDArray[np.uint8], wanted: int, generator: np.random.Generator) -> Positions:
     """Clusters give equal numbers of random tiles; what a small cluster cannot give, the larger ones give."""
-    from sklearn.cluster import MiniBatchKMeans
-
-    model = MiniBatchKMeans(min(num_clusters, wanted), random_state=seed % 2**32, n_init=1, batch_size=4096)
-    labels = model.fit_predict(features_TF)
-    members = [generator.permutation(np.flatnonzero(labels == cluster)) for cluster in np.unique(labels)]
+    members = [generator.permutation(np.flatnonzero(clusters_T == cluster)) for cluster in np.unique(clusters_T)]
     turn = np.concatenate([np.arange(len(cluster)) for cluster in members])  # 0 for the first pick of each cluster, ...
     order = np.lexsort((generator.random(len(turn)), turn))
     return np.sort(np.concatenate(members)[order][:wanted]).astype(np.int64)

@@ -10,6 +10,7 @@ from ingest.atomic import atomic_file
 from ingest.config import to_toml
 from ingest.errors import ConfigError
 from pretrain.aggregator import build_aggregator
+from pretrain.clusters import with_clusters
 from pretrain.cohort import Cohort, load_cohort
 from pretrain.config import PretrainConfig
 from pretrain.encoder import build_encoder, num_features
@@ -58,8 +59,9 @@ def open_run(config: PretrainConfig, resume: bool) -> Iterator[Run]:
 
 
 def open_cohort(config: PretrainConfig) -> Cohort:
-    return load_cohort(config.data.manifest, config.data.vault, [task.name for task in config.tasks], config.data.scheme,
-                       config.data.fold)  # fmt: skip
+    cohort = load_cohort(config.data.manifest, config.data.vault, [task.name for task in config.tasks], config.data.scheme,
+                         config.data.fold)  # fmt: skip
+    return with_clusters(cohort, config.sample.clusters) if config.sample.clusters is not None else cohort
 
 
 def build_models(config: PretrainConfig, team: Team) -> Models:

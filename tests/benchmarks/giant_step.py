@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="One optimisation step over a giant slide")
     parser.add_argument("--tile-px", type=int, default=64)
     parser.add_argument("--tiles", type=int, default=GIANT_TILES)
-    parser.add_argument("--chunk-tiles", type=int, default=64)
+    parser.add_argument("--chunk-tiles", type=int, default=16)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, default=None, help="default build/bench/giant_step_<px>.json")
     options = parser.parse_args()

@@ -1,5 +1,6 @@
 """Which tiles, on which rank, in which chunk."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,20 +60,25 @@ def test_grid_takes_tiles_from_everywhere() -> None:
 
 
 def test_cluster_gives_rare_tissue_as_many_tiles_as_common_tissue() -> None:
-    features = np.zeros((100, 2), dtype=np.float32)
-    features[95:] = (50.0, 50.0)  # five tiles of something else
-    config = SampleConfig(mode="cluster", num_tiles=8, num_clusters=2)
-    positions = sample_tiles(TILES, config, 0, features_TF=features + np.arange(100)[:, None] * 1e-3)
-    assert int((positions >= 95).sum()) == 4
-    config = SampleConfig(mode="cluster", num_tiles=40, num_clusters=2)
-    positions = sample_tiles(TILES, config, 0, features_TF=features + np.arange(100)[:, None] * 1e-3)
-    assert int((positions >= 95).sum()) == 5  # all there are; common tissue fills up
-    assert len(set(positions.tolist())) == 40
+    clusters = np.zeros(100, dtype=np.uint8)
+    clusters[95:] = 7  # five tiles of something else
+
+    def take(num_tiles: int, seed: int = 0) -> Positions:
+        config = SampleConfig(mode="cluster", num_tiles=num_tiles, clusters=Path("clusters.parquet"))
+        return sample_tiles(TILES, config, seed, clusters_T=clusters)
+
+    assert int((take(8) >= 95).sum()) == 4
+    assert int((take(40) >= 95).sum()) == 5  # all there are; common tissue fills up
+    assert len(set(take(40).tolist())) == 40
+    assert take(8).tolist() != take(8, seed=1).tolist()
 
 
 def test_what_a_mode_needs_is_asked_for() -> None:
-    with pytest.raises(ConfigError, match="cached features"):
-        sample("cluster", 5)
+    config = SampleConfig(mode="cluster", num_tiles=5, clusters=Path("clusters.parquet"))
+    with pytest.raises(ConfigError, match="clusters of the slide's tiles were not given"):
+        sample_tiles(TILES, config, 0)
+    with pytest.raises(ValueError, match="clusters is given exactly with mode = cluster"):
+        SampleConfig(mode="cluster", num_tiles=5)
     with pytest.raises(ConfigError, match="grid columns"):
         sample_tiles(TILES, SampleConfig(mode="grid", num_tiles=5), 0)
     with pytest.raises(InputError, match="0 tissue tiles"):
