@@ -105,23 +105,49 @@ def compare(
 
 @app.command()
 def mccv(
-    config: Annotated[
-        Path, typer.Argument(help="TOML with [[evaluate.runs]]: algorithm, predictions, tiles, num_tiles ...")
+    sources: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders of `pretrain train --scheme`, or one TOML with [[evaluate.runs]]."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o")] = Path("mccv"),
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: mccv in the (only) run folder.")] = None,
+    checkpoint: CheckpointOption = "best",
+    set_: SetOption = None,
 ) -> None:
     """The paper's Table 1: mean (standard deviation) over Monte Carlo splits, and the curve of AUC against tiles.
 
+    Of run folders the test part of every finished fold counts; predictions that are missing are made.
+
     \b
-    Example: python -m evaluate mccv egfr_table.toml --out tables/egfr
+    Example: python -m evaluate mccv runs/egfr/K700
+             python -m evaluate mccv runs/egfr/K50 runs/egfr/K700 runs/egfr/K4900 --out tables/egfr
+             python -m evaluate mccv egfr_table.toml        # tables of any origin: algorithm, predictions, tiles, num_tiles ...
     """
     from evaluate.mccv import MccvConfig, mccv_rows, table_text, write_mccv
     from ingest.config import load_config
+    from ingest.errors import ConfigError
 
-    rows = mccv_rows(load_config(MccvConfig, "evaluate", config), config.parent)
+    folders = [source for source in sources if source.is_dir()]
+    if (folders and len(folders) < len(sources)) or (not folders and len(sources) > 1):
+        raise ConfigError(
+            f"{len(sources)} sources, {len(folders)} of them folders: give run folders only, or one TOML file"
+        )
+    notes: list[str] = []
+    if folders:
+        from evaluate.folds import collect_folds, distinct_names
+        from evaluate.whole import EvaluateConfig
+
+        resolved = load_config(EvaluateConfig, "evaluate", None, set_ or [])
+        collected = [(folder.name, collect_folds(folder, checkpoint, resolved)) for folder in folders]
+        notes = [f"{name}: {note}" for name, found in collected for note in found.notes]
+        rows = mccv_rows(MccvConfig(runs=distinct_names(collected)), Path())
+    else:
+        rows = mccv_rows(load_config(MccvConfig, "evaluate", sources[0], set_ or []), sources[0].parent)
+    target = out or (folders[0] / "mccv" if len(folders) == 1 else Path("mccv"))
     print(table_text(rows))
-    write_mccv(rows, out)
-    print(f"open {out}")
+    for note in notes:
+        print(note)
+    write_mccv(rows, target)
+    print(f"open {target}")
 
 
 @app.command()

@@ -32,11 +32,13 @@ COLOURS: tuple[Colour, ...] = ("main", "second", "third", "ink", "muted")
 class MccvRunConfig(Section):
     algorithm: str  # first column of the table, for example "K=700 (P)"
     predictions: Path  # one table with all folds
+    task: str | None = None  # which task of the table; none: its only one
     embedding: str = "NA"
     tiles: str = "All Tiles"
     num_tiles: int | None = Field(default=None, ge=1)  # K, for the figure
     strategy: str = ""  # series of the figure: S single, P parallel, H parallel in half precision
     selected_on: str = "not stated"  # "tune", "test" (the paper's convention), "last epoch"
+    test_per_train: float | None = Field(default=None, gt=0)  # of this run; none: that of the table
 
 
 class MccvConfig(Section):
@@ -88,13 +90,13 @@ def mccv_rows(config: MccvConfig, folder: Path) -> list[MccvRow]:
     """The table; relative paths of predictions are taken from `folder`.
 
     Raises:
-        InputError: no fold of a run is defined, or n_test / n_train is neither given nor countable.
+        InputError: no fold of a run is defined, n_test / n_train is neither given nor countable, or several tasks and none named.
     """
-    tables = [read_predictions(folder / run.predictions) for run in config.runs]
+    tables = [_of_task(read_predictions(folder / run.predictions), run) for run in config.runs]
     areas = [fold_aurocs(table, config, run.algorithm) for table, run in zip(tables, config.runs, strict=True)]
     rows: list[MccvRow] = []
     for table, run, (found, num_undefined) in zip(tables, config.runs, areas, strict=True):
-        ratio = config.test_per_train or counted_ratio(table, config.split)
+        ratio = run.test_per_train or config.test_per_train or counted_ratio(table, config.split)
         values = np.array(list(found.values()))
         difference, p_value = _against(found, areas[0][0], ratio, config.confidence) if rows else (Estimate(None), None)
         rows.append(
@@ -215,6 +217,17 @@ def write_mccv(rows: Sequence[MccvRow], folder: Path) -> None:
     for chart in (tiles_chart(rows), splits_chart(rows)):
         if chart is not None:
             save_figure(chart, folder)
+
+
+def _of_task(table: pd.DataFrame, run: MccvRunConfig) -> pd.DataFrame:
+    tasks = sorted(table["task"].unique())
+    if run.task is None and len(tasks) > 1:
+        raise InputError(
+            f"{run.algorithm}: predictions of {len(tasks)} tasks ({', '.join(tasks)}); say which with task = ..."
+        )
+    if run.task is not None and run.task not in tasks:
+        raise InputError(f"{run.algorithm}: no task {run.task} in its predictions; they hold {', '.join(tasks)}")
+    return table if run.task is None else table[table["task"] == run.task]
 
 
 def _against(

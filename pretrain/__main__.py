@@ -1,6 +1,7 @@
 """Command line of pretraining. Imports no torch until a command needs it."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +15,10 @@ app = new_app("""Train an encoder and an aggregator end to end on every tissue t
 One process:        python -m pretrain train --config manifests/breast.toml
 12 on one machine:  torchrun --nproc-per-node 12 -m pretrain train --config manifests/breast.toml
 Go on after a stop: add --resume
+All 20 repeats:     python -m pretrain train --config manifests/egfr.toml --scheme mccv20
 Only look:          add --dry-run
 Will it fit?        python -m pretrain plan --help
+Is it ready?        python -m pretrain doctor
 """)
 
 ConfigOption = Annotated[
@@ -37,20 +40,40 @@ def train(
     set_: SetOption = None,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint of the run folder.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Resolve and check everything, train nothing, write nothing.")] = False,
+    scheme: Annotated[
+        str, typer.Option(help="Train every fold of this split scheme, each in its own run folder, for example mccv20.")
+    ] = "",
+    folds: Annotated[str, typer.Option(help="With --scheme: only these folds, for example 0-4,7.")] = "",
 ) -> None:
     """Train. Start it under torchrun to use several processes; each rank takes its role from its number.
 
     \b
     Example: torchrun --nproc-per-node 3 -m pretrain train -c manifests/demo.toml
              python -m pretrain train -c manifests/breast.toml --set step.layout=single --resume
-    Exit codes: 2 configuration, 3 input, 6 another rank was lost, 75 stopped by a signal after saving.
+             python -m pretrain train -c manifests/egfr.toml --scheme mccv20     # all 20 repeats; again: goes on
+    Exit codes: 1 some folds failed, 2 configuration, 3 input, 6 another rank was lost, 75 stopped by a signal after saving.
     """
     from ingest.config import load_config, to_toml
+    from ingest.errors import ConfigError
     from pretrain.config import PretrainConfig
 
-    resolved = load_config(PretrainConfig, "pretrain", config, set_ or [])
+    settings = [*(set_ or []), *([f"data.scheme={scheme}"] if scheme else [])]
+    resolved = load_config(PretrainConfig, "pretrain", config, settings)
+    if folds and not scheme:
+        raise ConfigError(f"--folds {folds}: say of which scheme, for example --scheme {resolved.data.scheme}")
     if os.environ.get("RANK", "0") == "0":
         print(to_toml("pretrain", resolved), flush=True)
+    if scheme:
+        from pretrain.folds import chosen_folds, describe_folds, scheme_folds, train_folds
+
+        chosen = chosen_folds(folds, scheme_folds(resolved.data.manifest, scheme))
+        if dry_run:
+            print(describe_folds(resolved, scheme, chosen))
+            print("dry run: nothing was trained, nothing was written")
+            return
+        options = [*(["-c", str(config)] if config is not None else []),
+                   *(word for setting in set_ or [] for word in ("--set", setting))]  # fmt: skip
+        raise typer.Exit(train_folds(resolved, options, scheme, chosen))
     from pretrain.start import describe, open_cohort, open_run
 
     if dry_run:
@@ -105,12 +128,13 @@ def plan(
         given = [int(number) for number in tiles.split(",") if number]
     except ValueError:
         raise ConfigError(f"--tiles {tiles}: write numbers with commas between, for example 50578,27219") from None
-    from pretrain.plan import describe, manifest_tile_counts, measure_encode_speed
+    from pretrain.plan import describe, manifest_tile_counts, measure_encode_speed, sampled_counts
     from pretrain.plan import plan as make_plan
 
     speed = encode_tiles_per_second or measure_encode_speed(resolved.encoder, tile_size_px)
+    counts = given or sampled_counts(manifest_tile_counts(resolved.data.manifest), resolved.sample)
     made = make_plan(
-        resolved.encoder, given or manifest_tile_counts(resolved.data.manifest), tile_size_px=tile_size_px,
+        resolved.encoder, counts, tile_size_px=tile_size_px,
         precision=resolved.step.precision, device_gib=device_gib, num_encoders=encoders, num_steps=steps,
         encode_tiles_per_second=speed, decode_tiles_per_second=decode_tiles_per_second,
         attention="plain" if attention == "plain" else "fused",
@@ -170,6 +194,49 @@ def cluster(
 
 
 @app.command()
+def doctor(
+    slides: Annotated[list[Path] | None, typer.Argument(help="Slides to open and read.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Folder of slides: measure how fast it is read.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
+    min_shm_gib: Annotated[float, typer.Option(help="/dev/shm; NCCL needs it between GPUs of one node.")] = 1.0,
+    min_ram_gib: Annotated[float, typer.Option(help="Free memory.")] = 8.0,
+    min_open_files: Annotated[int, typer.Option(help="Limit of open files.")] = 4096,
+    min_mb_per_second: Annotated[float, typer.Option(help="Reading of --folder in one thread.")] = 100.0,
+) -> None:
+    """Look at this machine: packages, devices, NCCL and gloo, slide readers, disk, memory, limits; and what to fix.
+
+    \b
+    Example: python -m pretrain doctor
+             python -m pretrain doctor slides/a.svs --folder slides --json
+    Exit codes: 0 no problem (warnings may be), 1 at least one problem.
+    """
+    import json
+    from contextlib import nullcontext
+
+    from ingest.errors import InputError
+    from pretrain.doctor.examine import examine, stdout_to_stderr
+    from pretrain.doctor.finding import Wanted, describe, document
+
+    for path in [*(slides or []), *([folder] if folder is not None else [])]:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder; give one that exists")
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"--folder {folder}: is a file; name the folder it lies in")
+    wanted = Wanted(slides=slides or [], folder=folder, min_shm_gib=min_shm_gib, min_ram_gib=min_ram_gib,
+                    min_open_files=min_open_files, min_mb_per_second=min_mb_per_second)  # fmt: skip
+    findings = []
+    with stdout_to_stderr() if as_json else nullcontext():
+        for finding in examine(wanted):
+            findings.append(finding)
+            if not as_json:
+                print(describe(finding), flush=True)
+    summary = document(findings)
+    print(json.dumps(summary, indent=2) if as_json else
+          f"{summary['ok']} ok, {summary['warning']} warnings, {summary['problem']} problems")  # fmt: skip
+    raise typer.Exit(1 if summary["problem"] else 0)
+
+
+@app.command()
 def equivalence(
     network: Annotated[str, typer.Option(help="toy (the paper's), resnet18 or resnet50.")] = "toy",
     tiles: Annotated[int, typer.Option(help="Rows of the toy, tiles of a ResNet; 0: 800 and 12.")] = 0,
@@ -198,6 +265,10 @@ def equivalence(
 
 
 def main() -> None:
+    if len(sys.argv) > 1 and sys.argv[1].startswith("-") and sys.argv[1] not in ("-h", "--help"):
+        sys.argv.insert(
+            1, "train"
+        )  # `python -m pretrain --scheme mccv20`: training is what one means without a command
     run_app(app)
 
 

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from ingest.errors import ConfigError
 from ingest.manifest import read_table
-from pretrain.config import EncoderConfig, Precision
+from pretrain.config import EncoderConfig, Precision, SampleConfig
 from pretrain.encoder import build_encoder
 
 RESERVE = 0.88  # part of the device's memory that saved activations can take
@@ -148,6 +148,15 @@ def manifest_tile_counts(manifest: Path) -> list[int]:
     """
     counts: list[int | None] = read_table(manifest, "slides", ["num_tiles"]).column("num_tiles").to_pylist()
     return [count for count in counts if count]
+
+
+def sampled_counts(tile_counts: Sequence[int], sample: SampleConfig) -> list[int]:
+    """Tiles of each slide that take part in a step; K of a smaller slide, too, where `paper` draws with replacement."""
+    if sample.num_tiles is None:
+        return list(tile_counts)
+    if sample.mode == "paper":
+        return [sample.num_tiles] * len(tile_counts)
+    return [min(count, sample.num_tiles) for count in tile_counts]
 
 
 def slide_sizes(tile_counts: Sequence[int]) -> dict[str, int]:

@@ -1,7 +1,9 @@
 """From a configuration to a run that is ready to train, on this rank: team, cohort, models, checkpoint, run folder."""
 
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import torch
@@ -22,7 +24,7 @@ from pretrain.schedule import build_optimisers
 from pretrain.share import seeded
 from pretrain.state import Position, Run, StopRequest, load, restore
 from pretrain.step import Models, ready_models
-from pretrain.team import Team, make_team, pick_device
+from pretrain.team import Team, make_team, pick_device, sum_over_ranks
 from pretrain.update import LossScale
 
 
@@ -51,11 +53,17 @@ def open_run(config: PretrainConfig, resume: bool) -> Iterator[Run]:
         if team.rank == 0:
             _write_folder(config, cohort, team)
             record = stack.enter_context(RunRecord(config.run.folder, at.step))
-        feed = stack.enter_context(TileFeed(config.data, cohort, team, config.step.timeout_seconds))
         stop = StopRequest()
         stack.callback(stop.close)
-        yield Run(config=config, cohort=cohort, team=team, models=models, optimisers=optimisers, feed=feed,
-                  record=record, scale=scale, at=at, stop=stop)  # fmt: skip
+        with _stop_signals_held():
+            feed = stack.enter_context(TileFeed(config.data, cohort, team, config.step.timeout_seconds))
+        try:
+            yield Run(config=config, cohort=cohort, team=team, models=models, optimisers=optimisers, feed=feed,
+                      record=record, scale=scale, at=at, stop=stop)  # fmt: skip
+        except SystemExit:  # stopped by a signal
+            _leave_together(team)
+            raise
+        _leave_together(team)
 
 
 def open_cohort(config: PretrainConfig) -> Cohort:
@@ -85,6 +93,25 @@ def describe(config: PretrainConfig, cohort: Cohort) -> str:
             f"{sum(counts):,} tiles of {cohort.tile_size_px} px at {cohort.tile_mpp:g} mpp, {counts[len(counts) // 2]:,} in the "
             f"middle, {counts[-1]:,} at most; {config.encoder.name} + {config.aggregator.name}, "
             f"{config.run.num_epochs} epochs")  # fmt: skip
+
+
+@contextmanager
+def _stop_signals_held() -> Iterator[None]:
+    """A process started in this block never gets SIGTERM or SIGUSR1; in this one they come when it ends.
+
+    torchrun and SLURM signal the reader of slides together with its trainer, which still needs it until it has saved.
+    """
+    resource_tracker.ensure_running()  # multiprocessing starts it with the first process and unblocks SIGTERM afterwards
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _leave_together(team: Team) -> None:
+    """Wait for rank 0, which writes the last checkpoint alone: torchrun kills it 30 s after the first rank has ended."""
+    sum_over_ranks([0.0], team, "ending the run")
 
 
 def _write_folder(config: PretrainConfig, cohort: Cohort, team: Team) -> None:

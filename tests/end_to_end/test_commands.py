@@ -37,6 +37,13 @@ def test_every_command_has_help_with_an_example(package: str) -> None:
         (["ingest", "init", "cohorts/x", "--preset", "softpath"], 2, "copath"),
         (["pretrain", "train", "--set", "data.manifest=nowhere", "--dry-run"], 3, "nowhere"),
         (["pretrain", "train", "--set", "encoder.nam=resnet18"], 2, "did you mean name"),
+        (["pretrain", "--scheme", "mccv20", "--set", "data.manifest=nowhere"], 3, "nowhere"),
+        (["pretrain", "train", "--folds", "3"], 2, "say of which scheme"),
+        (["pretrain", "doctor", "nowhere.svs"], 3, "no such file"),
+        (["pretrain", "doctor", "--folder", "README.md"], 3, "is a file"),
+        (["evaluate", "mccv", "nowhere.toml"], 2, "no such file"),
+        (["evaluate", "mccv", "manifests"], 3, "pretrain train --scheme"),
+        (["evaluate", "mccv", "manifests", "manifests/egfr.toml"], 2, "run folders only"),
         (["evaluate", "predict", "nowhere"], 3, "no best checkpoint"),
         (["evaluate", "report", "nowhere", "--checkpoint", "newest"], 2, "choose best or last"),
     ],
@@ -47,6 +54,12 @@ def test_a_mistake_is_told_in_one_line_with_its_exit_code(arguments: list[str], 
     (line,) = [line for line in done.stderr.splitlines() if line]
     assert line.startswith("error: ")
     assert words in line
+
+
+def test_the_launcher_says_what_it_is_for_without_torch() -> None:
+    done = run("pretrain.launch", "--help")
+    assert done.returncode == 0
+    assert "python -m pretrain.launch --nproc-per-node 12 -m pretrain train" in done.stdout
 
 
 def test_a_dry_run_resolves_everything_and_writes_nothing(tmp_path: Path) -> None:
