@@ -16,7 +16,6 @@ from evaluate.interval import Interval, proportion_interval
 from evaluate.roc import Bools, Floats, NotDefinedError, roc_curve
 from ingest.atomic import atomic_file
 from ingest.config import Section
-from ingest.errors import InputError
 
 Target = Literal["sensitivity", "specificity", "youden", "threshold"]
 
@@ -116,10 +115,3 @@ def predictive_values(sensitivity: float, specificity: float, prevalence: float)
 def write_operating_point(point: OperatingPoint, path: Path) -> None:
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(asdict(point), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def read_operating_point(path: Path) -> OperatingPoint:
-    try:
-        return OperatingPoint(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError, TypeError):
-        raise InputError(f"{path.name}: no operating point; write one with `evaluate report`") from None

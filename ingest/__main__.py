@@ -23,7 +23,7 @@ app.add_typer(labels.review, name="review")
 
 
 def main() -> None:
-    run_app(app)
+    run_app(app, hide_values=True)
 
 
 if __name__ == "__main__":

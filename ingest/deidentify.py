@@ -6,12 +6,14 @@ machine that has the secret. A plain hash of an MRN falls to trying all 10^8 num
 """
 
 import base64
-import hashlib
 import hmac
 import os
 import re
 import secrets
+import sqlite3
 import stat
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -21,10 +23,13 @@ import pyarrow.parquet as pq
 from ingest.atomic import atomic_file
 from ingest.config import Section
 from ingest.errors import ConfigError, InputError
+from ingest.scratch import open_scratch
 
 Domain: TypeAlias = Literal["patient", "case", "specimen", "block", "slide", "row", "content"]
 MIN_KEY_BYTES = 32
 KEY_CHARACTERS = 26  # 128 bits in base32
+CROSSWALK_BATCH_ROWS = 8192
+CROSSWALK_GROUP_BATCHES = 128  # of a row group: 1,048,576 rows, as pyarrow writes a whole table
 CROSSWALK_SCHEMA = pa.schema([(name, pa.string()) for name in ("domain", "identifier", "key")])
 
 
@@ -38,72 +43,90 @@ class DeidentifyConfig(Section):
 class Pseudonymiser:
     """Keys for identifiers; the same identifier in the same domain has the same key, in another domain another one.
 
+    What was asked for is kept in an SQLite table, the crosswalk: a million cases have several million identifiers.
+
     Attributes:
         fingerprint: names the secret (hmac) or the way (random) without giving it away; manifests with different
             fingerprints cannot be joined by key.
     """
 
-    def __init__(self, secret: bytes | None, previous: pa.Table | None = None, *, record: bool = True) -> None:
+    def __init__(
+        self,
+        secret: bytes | None,
+        previous: Iterable[pa.RecordBatch] = (),
+        *,
+        record: bool = True,
+        scratch: sqlite3.Connection | None = None,
+    ) -> None:
         """Args:
         secret: None draws random keys.
         previous: crosswalk of an earlier run; its keys stay. Without it, random keys are new ones.
         record: False keeps no crosswalk in hmac mode, for cohorts whose crosswalk is written elsewhere.
+        scratch: where the crosswalk is kept meanwhile.
         """
         self._secret = secret
         self._record = record or secret is None
-        self._keys: dict[tuple[str, str], str] = {}
-        if previous is not None:
-            for row in previous.select(CROSSWALK_SCHEMA.names).to_pylist():
-                self._keys[row["domain"], row["identifier"]] = row["key"]
-        self._taken = set(self._keys.values()) if secret is None else set()
+        self._rows = scratch if scratch is not None else open_scratch()
+        self._rows.execute(
+            "CREATE TABLE crosswalk (domain, identifier, key, PRIMARY KEY (domain, identifier)) WITHOUT ROWID"
+        )
+        for batch in previous:
+            columns = (batch.column(name).to_pylist() for name in CROSSWALK_SCHEMA.names)
+            self._rows.executemany("INSERT OR REPLACE INTO crosswalk VALUES (?, ?, ?)", zip(*columns, strict=True))
         self.fingerprint = "random" if secret is None else _digest(secret, "fingerprint").hex()[:16]
 
     def key(self, domain: Domain, *identifiers: str) -> str:
         """26 lower-case characters for one or more identifiers, for example ("specimen", accession, part)."""
         identifier = composite(*identifiers)
-        known = self._keys.get((domain, identifier))
+        known = self.known(domain, identifier)
         if known is not None:
             return known
-        key = self._new_key() if self._secret is None else _base32(_digest(self._secret, f"{domain}|{identifier}"))
+        # 128 random bits: among 10^8 keys two are equal with a probability of 10^-23.
+        raw = secrets.token_bytes(16) if self._secret is None else _digest(self._secret, f"{domain}|{identifier}")
+        key = _base32(raw)
         if self._record:
-            self._keys[domain, identifier] = key
+            self._rows.execute("INSERT INTO crosswalk VALUES (?, ?, ?)", (domain, identifier, key))
         return key
+
+    def known(self, domain: Domain, identifier: str) -> str | None:
+        """The key of an identifier that was asked for before, in this run or in an earlier one."""
+        query = "SELECT key FROM crosswalk WHERE domain = ? AND identifier = ?"
+        row = self._rows.execute(query, (domain, identifier)).fetchone()
+        return None if row is None else str(row[0])
 
     def adopt(self, domain: Domain, identifier: str, key: str) -> None:
         """Give an identifier a key that exists already, for example every MRN of a patient the patient's key."""
-        self._keys[domain, composite(identifier)] = key
+        self._rows.execute("INSERT OR REPLACE INTO crosswalk VALUES (?, ?, ?)", (domain, composite(identifier), key))
 
-    def crosswalk(self) -> pa.Table:
-        """domain, identifier, key, sorted: for the vault only."""
-        rows = sorted((domain, identifier, key) for (domain, identifier), key in self._keys.items())
-        columns = list(zip(*rows, strict=True)) if rows else [(), (), ()]
-        arrays = [pa.array(column, pa.string()) for column in columns]
-        return pa.Table.from_arrays(arrays, schema=CROSSWALK_SCHEMA)
-
-    def _new_key(self) -> str:
-        while (key := _base32(secrets.token_bytes(16))) in self._taken:
-            continue
-        self._taken.add(key)
-        return key
+    def crosswalk(self) -> Iterator[pa.RecordBatch]:
+        """domain, identifier, key, sorted, some thousands at a time: for the vault only."""
+        cursor = self._rows.execute("SELECT domain, identifier, key FROM crosswalk ORDER BY domain, identifier")
+        while rows := cursor.fetchmany(CROSSWALK_BATCH_ROWS):
+            arrays = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
+            yield pa.RecordBatch.from_arrays(arrays, schema=CROSSWALK_SCHEMA)
 
 
-def open_pseudonymiser(config: DeidentifyConfig, base_folder: Path, previous: pa.Table | None = None) -> Pseudonymiser:
-    """The pseudonymiser of a configuration.
+def open_pseudonymiser(
+    config: DeidentifyConfig, base_folder: Path, previous: Iterable[pa.RecordBatch] = (),
+    scratch: sqlite3.Connection | None = None,
+) -> Pseudonymiser:  # fmt: skip
+    """The pseudonymiser of a configuration; `previous` and `scratch` as of `Pseudonymiser`.
 
     Raises:
         ConfigError: hmac without a key file, or a key file that is missing, too short or open to others.
     """
     if config.mode == "random":
-        return Pseudonymiser(None, previous)
+        return Pseudonymiser(None, previous, scratch=scratch)
     if config.key_file is not None:
-        return Pseudonymiser(read_secret(base_folder / config.key_file, "ingest.deidentify.key_file"), previous)
+        secret = read_secret(base_folder / config.key_file, "ingest.deidentify.key_file")
+        return Pseudonymiser(secret, previous, scratch=scratch)
     path = os.environ.get(config.key_file_env)
     if not path:
         raise ConfigError(
             f"ingest.deidentify.mode = hmac: no key; set ingest.deidentify.key_file or {config.key_file_env} to the path "
             "of a file that `python -m ingest key PATH` made"
         )
-    return Pseudonymiser(read_secret(Path(path), f"variable {config.key_file_env}"), previous)
+    return Pseudonymiser(read_secret(Path(path), f"variable {config.key_file_env}"), previous, scratch=scratch)
 
 
 def read_secret(path: Path, where: str) -> bytes:
@@ -200,6 +223,16 @@ def write_vault_table(vault: Path, name: str, table: pa.Table) -> Path:
     return path
 
 
+def write_crosswalk(vault: Path, pseudonymiser: Pseudonymiser) -> None:
+    """`write_vault_table` of the crosswalk, a row group in memory at a time."""
+    with atomic_file(vault / "crosswalk.parquet") as temporary:
+        temporary.touch(mode=0o600)
+        batches = pseudonymiser.crosswalk()
+        with pq.ParquetWriter(temporary, CROSSWALK_SCHEMA, compression="zstd") as writer:
+            while group := list(islice(batches, CROSSWALK_GROUP_BATCHES)):
+                writer.write_table(pa.Table.from_batches(group).combine_chunks())
+
+
 def read_vault_table(vault: Path, name: str) -> pa.Table | None:
     """A table of the vault, or None when it was never written.
 
@@ -215,8 +248,24 @@ def read_vault_table(vault: Path, name: str) -> pa.Table | None:
         raise InputError(f"vault table {name}: damaged; restore it, or keys and splits cannot be kept") from None
 
 
+def read_crosswalk(vault: Path) -> Iterator[pa.RecordBatch]:
+    """The crosswalk of an earlier run, some thousands of rows at a time; nothing when there was none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = vault / "crosswalk.parquet"
+    if not path.exists():
+        return
+    try:
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(batch_size=CROSSWALK_BATCH_ROWS)
+    except (pa.ArrowInvalid, OSError):
+        raise InputError("vault table crosswalk: damaged; restore it, or keys and splits cannot be kept") from None
+
+
 def _digest(secret: bytes, message: str) -> bytes:
-    return hmac.new(secret, b"fullslide v1|" + message.encode(), hashlib.sha256).digest()[:16]
+    return hmac.digest(secret, b"fullslide v1|" + message.encode(), "sha256")[:16]
 
 
 def _base32(raw: bytes) -> str:

@@ -13,7 +13,7 @@ from ingest.config import config_digest
 from ingest.errors import GateError, InputError, SlideError
 from ingest.exchange import Imported, KeyFor, mask_from_corners, read_tile_table, tile_row
 from ingest.leakage import find_leaks
-from ingest.ledger import balance, facts, quarantine_rows
+from ingest.ledger import Ledger, facts
 from ingest.manifest import TARGET_PREFIX, Provenance, table_from_rows, write_dataset_card, write_table
 from ingest.privacy import Identifiers, PrivacyConfig, require_clean
 from ingest.split import SplitConfig, default_split
@@ -56,7 +56,8 @@ def publish_import(
     cohort = plan_cohort(slides, split, balancing) if imported.splits.empty else _as_split(imported, slides, balancing)
     for row, part, weight in zip(usable, cohort.split, cohort.weights, strict=True):
         row.update(split=part if isinstance(part, str) else None, weight=float(weight))
-    tally = balance("row", imported.num_rows, len(rows), imported.losses)
+    ledger = Ledger(imported.losses)
+    tally = ledger.balance("row", imported.num_rows, len(rows))
     digest = hashlib.sha256(f"{config_digest(split)}{config_digest(balancing)}".encode()).hexdigest()
     provenance = Provenance(config_digest=digest, rules_digest="", policy_digest="", key_fingerprint=key_fingerprint,
                             snapshot_at="")  # fmt: skip
@@ -68,7 +69,7 @@ def publish_import(
                 "slides": table_from_rows("slides", rows, extra),
                 "specimens": table_from_rows("specimens", imported.specimens, extra),
                 "splits": pa.Table.from_pandas(cohort.splits, preserve_index=False),
-                "quarantine": table_from_rows("quarantine", quarantine_rows([tally])),
+                "quarantine": ledger.rows.table(),
                 **({"tiles": table_from_rows("tiles", tiles.values())} if tiles else {}),
             }.items()
         }

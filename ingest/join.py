@@ -8,11 +8,14 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal, TypeAlias
 
 import pyarrow as pa
 
 from ingest.config import Regex, Section
+from ingest.manifest import rows_to_table, table_rows
 
 Status: TypeAlias = Literal["excluded", "failed"]
 HE_PATTERN = r"\bh\s*(&|and|\+)?\s*e\b|h(a)?ematoxylin"
@@ -67,6 +70,14 @@ class SlideJoin:
         return self.funnel["part"] / self.funnel["stain"] if self.funnel["stain"] else 0.0
 
 
+def named_accessions(slides: pa.Table, config: SlideJoinConfig) -> set[str]:
+    """The cases that any row of the slide list names, in its own column or by its bar code or file name."""
+    pattern = re.compile(config.part_from_name, re.IGNORECASE) if config.part_from_name else None
+    names = ("accession", "part", "block", "barcode", "path")
+    found = (row["accession"] or _from_name(row, pattern).get("accession") for row in table_rows(slides.select(names)))
+    return {accession for accession in found if accession is not None}
+
+
 def join_slides(
     slides: pa.Table,
     cases: pa.Table,
@@ -89,12 +100,9 @@ def join_slides(
     pattern = re.compile(config.part_from_name, re.IGNORECASE) if config.part_from_name else None
     rejected: list[dict[str, str | None]] = []
     num_left = Counter(listed=slides.num_rows)
-    rows_of_id: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in slides.to_pylist():
-        rows_of_id[row["slide_id"]].append(row)
     joined: list[dict[str, Any]] = []
-    for slide_id in sorted(rows_of_id):
-        rows = rows_of_id[slide_id]
+    for slide_id, same_id in groupby(table_rows(slides.sort_by("slide_id")), itemgetter("slide_id")):
+        rows = list(same_id)
         if any(row != rows[0] for row in rows):  # one image id, two stains or parts: nobody can say which is right
             rejected += [_reject(row, "conflicting_rows") for row in rows]
             continue
@@ -160,7 +168,7 @@ class _Lis:
 def _lis_index(cases: pa.Table, parts: pa.Table, blocks: pa.Table) -> _Lis:
     class_of_case: dict[str, str] = {}
     known: set[str] = set()
-    for row in cases.select(["accession", "case_class"]).to_pylist():
+    for row in table_rows(cases.select(["accession", "case_class"])):
         known.add(row["accession"])
         if row["case_class"]:
             class_of_case[row["accession"]] = min(row["case_class"], class_of_case.get(row["accession"], "\uffff"))
@@ -172,7 +180,7 @@ def _lis_index(cases: pa.Table, parts: pa.Table, blocks: pa.Table) -> _Lis:
             by_number[row["accession"]].setdefault(part_name(row["part_seq"]), row["part"])
     parts_of_block: dict[tuple[str, str], set[str]] = defaultdict(set)
     num_blocks: Counter[tuple[str, str]] = Counter()
-    for row in blocks.select(["accession", "part", "block"]).to_pylist():
+    for row in table_rows(blocks.select(["accession", "part", "block"])):
         if row["part"]:
             key = row["accession"], block_name(row["part"], row["block"])
             part = part_name(row["part"])
@@ -312,19 +320,23 @@ def _used_table(kept: list[dict[str, Any]], lis: _Lis, labelled_blocks: frozense
     for row in kept:
         if row["block"]:
             seen_blocks[row["accession"], row["part"]].add(block_name(row["part"], row["block"]))
-    rows = []
-    for row in sorted(kept, key=lambda row: (row["accession"], row["part"], row["slide_id"])):
-        specimen = row["accession"], row["part"]
-        block = block_name(row["part"], row["block"]) if row["block"] else None
-        is_labelled = block is not None and (*specimen, block) in labelled_blocks
-        num_listed = lis.num_blocks.get((row["accession"], part_name(row["part"])), 0)
-        rows.append(
-            {
-                **{name: row[name] for name in COPIED_COLUMNS},
-                "block": block,
-                "label_scope": "block" if is_labelled else "part",
-                "num_slides_in_part": num_slides[specimen],
-                "num_blocks_in_part": max(num_listed, len(seen_blocks[specimen])) or None,
-            }
-        )
-    return pa.Table.from_pylist(rows, schema=USED_SCHEMA)
+    kept.sort(key=lambda row: (row["accession"], row["part"], row["slide_id"]))
+    rows = (_used_row(row, lis, labelled_blocks, num_slides, seen_blocks) for row in kept)
+    return rows_to_table(rows, USED_SCHEMA)
+
+
+def _used_row(
+    row: Mapping[str, Any], lis: _Lis, labelled_blocks: frozenset[tuple[str, str, str]],
+    num_slides: Mapping[tuple[str, str], int], seen_blocks: Mapping[tuple[str, str], set[str]],
+) -> dict[str, Any]:  # fmt: skip
+    specimen = row["accession"], row["part"]
+    block = block_name(row["part"], row["block"]) if row["block"] else None
+    is_labelled = block is not None and (*specimen, block) in labelled_blocks
+    num_listed = lis.num_blocks.get((row["accession"], part_name(row["part"])), 0)
+    return {
+        **{name: row[name] for name in COPIED_COLUMNS},
+        "block": block,
+        "label_scope": "block" if is_labelled else "part",
+        "num_slides_in_part": num_slides[specimen],
+        "num_blocks_in_part": max(num_listed, len(seen_blocks.get(specimen, ()))) or None,
+    }

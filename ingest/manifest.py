@@ -6,9 +6,11 @@ of the run. `manifests/README.md` explains every column.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from ingest.errors import ManifestError
 
 SCHEMA_VERSION = "1.0"  # readers refuse another major number; a minor number adds nullable columns
 ROW_GROUP_SIZE = 128 * 1024
+PIECE_ROWS = 8192  # as Python values at a time: a million mappings take gigabytes
 TARGET_PREFIX = "y_"  # a target column; null means not known and is masked in the loss, never "negative"
 
 _WORD = pa.dictionary(pa.int32(), pa.string())
@@ -160,30 +163,21 @@ def table_from_rows(
 ) -> pa.Table:
     """A table of the schema `name` from rows as mappings; columns that a row does not name become null."""
     fields = [*TABLES[name], *(pa.field(column, kind) for column, kind in (extra or {}).items())]
-    return pa.Table.from_pylist(list(rows), schema=pa.schema(fields))
+    return rows_to_table(rows, pa.schema(fields))
 
 
-class TableBuilder:
-    """Rows on their way into a table, kept as Arrow in pieces: as Python mappings a million of them would take gigabytes."""
+def rows_to_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """A table from mappings, of which only some thousands are in memory if they come from an iterator."""
+    pieces = [schema.empty_table()]
+    waiting = iter(rows)
+    while piece := list(islice(waiting, PIECE_ROWS)):
+        pieces.append(pa.Table.from_pylist(piece, schema=schema))
+    return pa.concat_tables(pieces)
 
-    def __init__(self, name: str, extra: Mapping[str, pa.DataType] | None = None, piece_rows: int = 20_000) -> None:
-        self._name, self._extra, self._piece_rows = name, extra, piece_rows
-        self._rows: list[Mapping[str, Any]] = []
-        self._pieces: list[pa.Table] = [table_from_rows(name, [], extra)]
 
-    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        self._rows.extend(rows)
-        if len(self._rows) >= self._piece_rows:
-            self._flush()
-
-    def table(self) -> pa.Table:
-        self._flush()
-        return pa.concat_tables(self._pieces)
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._pieces.append(table_from_rows(self._name, self._rows, self._extra))
-            self._rows = []
+def table_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of a table as mappings, some thousands at a time."""
+    return (row for batch in table.to_batches(max_chunksize=PIECE_ROWS) for row in batch.to_pylist())
 
 
 def write_table(folder: Path, name: str, table: pa.Table, provenance: Provenance) -> str:
@@ -194,23 +188,80 @@ def write_table(folder: Path, name: str, table: pa.Table, provenance: Provenance
     """
     table = sorted_by_keys(name, conform(name, table))
     digest = content_digest(table)
+    _write_parquet(folder, name, table.schema, [table], provenance, table.num_rows, digest)
+    return digest
+
+
+def write_sorted(
+    folder: Path, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], provenance: Provenance
+) -> str:
+    """`write_table` for rows that come in `key_order`, a few at a time, and may be more than fit in memory.
+
+    Rows wait in a file without a name beside the table, because the footer, which comes first, holds their digest.
+
+    Args:
+        schema: as of `plain_schema`; the batches have it.
+    Raises:
+        ManifestError: a column is null where it must not be.
+    """
+    words: dict[str, set[str]] = {field.name: set() for field in TABLES[name] if pa.types.is_dictionary(field.type)}
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as spill:
+        with pa.ipc.new_file(pa.PythonFile(spill, "w"), schema) as writer:
+            for group in _row_groups(batches, schema):
+                for field in TABLES[name]:
+                    _require_filled(name, field, group.column(field.name))
+                for column, known in words.items():
+                    known.update(group.column(column).unique().drop_null().to_pylist())
+                writer.write_table(group, max_chunksize=ROW_GROUP_SIZE)
+
+        def chunks(columns: list[str]) -> Iterator[pa.RecordBatch]:
+            options = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(column) for column in columns])
+            reader = pa.ipc.open_file(pa.PythonFile(spill, "r"), options=options)
+            for number in range(reader.num_record_batches):
+                yield reader.get_batch(number)
+
+        num_rows = sum(batch.num_rows for batch in chunks([schema.names[0]]))
+        digest = _digest(schema, num_rows, lambda column: (batch.column(0) for batch in chunks([column])))
+        dictionaries = {column: pa.array(sorted(known), pa.string()) for column, known in words.items()}
+        final = pa.schema([*TABLES[name], *list(schema)[len(TABLES[name]) :]])
+        groups = (pa.Table.from_arrays([_coded(batch.column(column), dictionaries.get(column)) for column in schema.names],
+                                       schema=final) for batch in chunks(schema.names))  # fmt: skip
+        _write_parquet(folder, name, final, groups if num_rows else [final.empty_table()], provenance, num_rows, digest)
+    return digest
+
+
+def _write_parquet(
+    folder: Path, name: str, schema: pa.Schema, tables: Iterable[pa.Table], provenance: Provenance, num_rows: int,
+    digest: str,
+) -> None:  # fmt: skip
     footer = {
         "schema_version": SCHEMA_VERSION,
         "code_version": package_version(),
         **asdict(provenance),
-        "num_rows": str(table.num_rows),
+        "num_rows": str(num_rows),
         "content_digest": digest,
     }
-    table = table.replace_schema_metadata({f"fullslide.{key}": value for key, value in footer.items()})
-    with atomic_file(folder / f"{name}.parquet") as temporary:
-        pq.write_table(
-            table,
-            temporary,
-            compression="zstd",
-            row_group_size=ROW_GROUP_SIZE,
-            use_dictionary=[field.name for field in table.schema if pa.types.is_dictionary(field.type)],
-        )
-    return digest
+    schema = schema.with_metadata({f"fullslide.{key}": value for key, value in footer.items()})
+    words = [field.name for field in schema if pa.types.is_dictionary(field.type)]
+    with (
+        atomic_file(folder / f"{name}.parquet") as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=words) as writer,
+    ):
+        for table in tables:
+            writer.write_table(table.replace_schema_metadata(schema.metadata), row_group_size=ROW_GROUP_SIZE)
+
+
+def _row_groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The same rows in tables of ROW_GROUP_SIZE, the last one shorter."""
+    waiting = schema.empty_table()
+    for batch in batches:
+        waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
+        while waiting.num_rows >= ROW_GROUP_SIZE:
+            yield waiting.slice(0, ROW_GROUP_SIZE).combine_chunks()
+            waiting = waiting.slice(ROW_GROUP_SIZE)
+    if waiting.num_rows:
+        yield waiting.combine_chunks()
 
 
 def read_table(folder: Path, name: str, columns: list[str] | None = None) -> pa.Table:
@@ -294,11 +345,7 @@ def conform(name: str, table: pa.Table) -> pa.Table:
             column = _plain(column).cast(_plain_type(field.type))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             raise ManifestError(f"table {name}: column {field.name} is {column.type}, expected {field.type}") from None
-        if column.null_count and not field.nullable:
-            raise ManifestError(
-                f"table {name}: column {field.name} has {column.null_count} empty values of "
-                f"{table.num_rows}; it must be filled in every row"
-            )
+        _require_filled(name, field, column)
         # A dictionary in sorted order makes the bytes independent of the order in which values were met.
         arrays.append(_sorted_dictionary(column) if pa.types.is_dictionary(field.type) else column)
     fields = list(schema)
@@ -311,40 +358,55 @@ def conform(name: str, table: pa.Table) -> pa.Table:
     return pa.table(arrays, schema=pa.schema([field.remove_metadata() for field in fields]))
 
 
+def plain_schema(name: str, extra: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
+    """The schema of the table `name` with words as plain strings and all columns nullable, then `extra` by name."""
+    fields = [pa.field(field.name, _plain_type(field.type)) for field in TABLES[name]]
+    return pa.schema([*fields, *(pa.field(column, kind) for column, kind in sorted((extra or {}).items()))])
+
+
+def key_order(name: str) -> list[str]:
+    """The columns by which the rows of the table `name` are sorted: keys and numbers that are never null, then words."""
+    fields = [field for field in TABLES[name] if not field.nullable and not pa.types.is_binary(field.type)]
+    return [field.name for field in sorted(fields, key=lambda field: pa.types.is_dictionary(field.type))]
+
+
 def sorted_by_keys(name: str, table: pa.Table) -> pa.Table:
-    order = [
-        (field.name, "ascending")
-        for field in TABLES[name]
-        if not field.nullable and not pa.types.is_binary(field.type) and not pa.types.is_dictionary(field.type)
-    ]
-    words = [field.name for field in TABLES[name] if pa.types.is_dictionary(field.type) and not field.nullable]
-    if not words:
-        return table.sort_by(order).combine_chunks()
-    plain = pa.table({column: _plain(table.column(column)) for column in [*(key for key, _ in order), *words]})
-    indices = pc.sort_indices(plain, sort_keys=[*order, *((word, "ascending") for word in words)])
+    order = key_order(name)
+    plain = pa.table({column: _plain(table.column(column)) for column in order})
+    indices = pc.sort_indices(plain, sort_keys=[(column, "ascending") for column in order])
     return table.combine_chunks().take(indices)
 
 
 def content_digest(table: pa.Table) -> str:
     """SHA-256 of the values in row order: equal for equal content however it is chunked or dictionary-coded."""
+    schema = pa.schema([pa.field(field.name, _plain_type(field.type)) for field in table.schema])
+    return _digest(schema, table.num_rows, lambda name: [_whole(_plain(table.column(name)))])
+
+
+def _digest(schema: pa.Schema, num_rows: int, chunks: Callable[[str], Iterable[pa.Array]]) -> str:
+    """Column after column: which values are null, then lengths of texts, then the values; `chunks` gives a column of
+    the table in pieces, all but the last a multiple of 8 rows."""
     digest = hashlib.sha256()
-    for name in table.column_names:
-        column = _plain(table.column(name))
-        kind = column.type
-        digest.update(f"{name}:{kind}:{len(column)};".encode())
-        array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        valid = array.is_valid()
-        digest.update(np.packbits(valid.to_numpy(zero_copy_only=False)).tobytes())
-        if pa.types.is_string(kind) or pa.types.is_binary(kind):
-            array = array.cast(pa.binary()).fill_null(b"")
-            digest.update(pc.binary_length(array).to_numpy(zero_copy_only=False).tobytes())
-            offsets = np.frombuffer(array.buffers()[1], dtype=np.int32)[array.offset : array.offset + len(array) + 1]
-            if array.buffers()[2] is not None and len(array):
-                digest.update(memoryview(array.buffers()[2])[offsets[0] : offsets[-1]])
+    for field in schema:
+        digest.update(f"{field.name}:{field.type}:{num_rows};".encode())
+        for array in chunks(field.name):
+            digest.update(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)).tobytes())
+        if pa.types.is_string(field.type) or pa.types.is_binary(field.type):
+            for array in chunks(field.name):
+                lengths = pc.binary_length(array.cast(pa.binary()).fill_null(b""))
+                digest.update(lengths.to_numpy(zero_copy_only=False).tobytes())
+            for array in chunks(field.name):
+                array = array.cast(pa.binary()).fill_null(b"")
+                offsets = np.frombuffer(array.buffers()[1], dtype=np.int32)[
+                    array.offset : array.offset + len(array) + 1
+                ]
+                if array.buffers()[2] is not None and len(array):
+                    digest.update(memoryview(array.buffers()[2])[offsets[0] : offsets[-1]])
         else:
-            assert pa.types.is_primitive(kind), f"no digest for {name}: {kind}"  # objects would digest as addresses
-            zero = False if pa.types.is_boolean(kind) else 0
-            digest.update(np.ascontiguousarray(array.fill_null(zero).to_numpy(zero_copy_only=False)).tobytes())
+            assert pa.types.is_primitive(field.type), f"no digest for {field.name}: {field.type}"  # objects: addresses
+            zero = False if pa.types.is_boolean(field.type) else 0
+            for array in chunks(field.name):
+                digest.update(np.ascontiguousarray(array.fill_null(zero).to_numpy(zero_copy_only=False)).tobytes())
     return digest.hexdigest()
 
 
@@ -388,5 +450,23 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 def _sorted_dictionary(column: pa.ChunkedArray) -> pa.Array:
     array = column.combine_chunks()
-    words = pc.unique(array.drop_null()).sort()
+    return _coded(array, pc.unique(array.drop_null()).sort())
+
+
+def _coded(array: pa.Array, words: pa.Array | None) -> pa.Array:
+    """`array` as positions in `words`; None leaves it as it is."""
+    if words is None:
+        return array
     return pa.DictionaryArray.from_arrays(pc.index_in(array, value_set=words).cast(pa.int32()), words)
+
+
+def _whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _require_filled(name: str, field: pa.Field, column: pa.ChunkedArray) -> None:
+    if column.null_count and not field.nullable:
+        raise ManifestError(
+            f"table {name}: column {field.name} has {column.null_count} empty values of "
+            f"{len(column)}; it must be filled in every row"
+        )

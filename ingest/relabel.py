@@ -12,7 +12,7 @@ from ingest.balance import BalanceConfig, plan_cohort
 from ingest.card import write_card
 from ingest.config import config_digest
 from ingest.errors import ManifestError
-from ingest.ledger import Loss, Tally, balance, facts, quarantine_rows
+from ingest.ledger import Ledger, Loss, facts
 from ingest.manifest import (
     TARGET_PREFIX,
     Provenance,
@@ -59,7 +59,9 @@ def relabel(folder: Path, task: str, policy: Policy, split: SplitConfig, balanci
     for row in specimens:
         row["num_slides"] = num_usable[row["specimen_key"]]
     document = read_dataset_card(folder)
-    tallies = _tallies(document, tables["quarantine"].to_pylist(), specimens, slides)
+    ledger = _ledger(tables["quarantine"].to_pylist(), specimens, slides)
+    tallies = [ledger.balance(entity, tally["in"], tally["in"] - ledger.num_lost(entity))
+               for entity, tally in document["ledger"].items()]  # fmt: skip
     footer = read_footer(folder, "slides")
     provenance = Provenance(**{
         **{name: footer[name] for name in Provenance.__dataclass_fields__}, "policy_digest": config_digest(policy),
@@ -71,7 +73,7 @@ def relabel(folder: Path, task: str, policy: Policy, split: SplitConfig, balanci
             **{name: read_table(folder, name) for name in others},  # only their footers change
             "slides": pa.Table.from_pylist(slides, schema=tables["slides"].schema),
             "specimens": pa.Table.from_pylist(specimens, schema=tables["specimens"].schema),
-            "quarantine": pa.Table.from_pylist(quarantine_rows(tallies), schema=tables["quarantine"].schema),
+            "quarantine": ledger.rows.table(),
             "splits": pa.Table.from_pandas(cohort.splits, preserve_index=False),
         }.items():
             digests[name] = write_table(fresh, name, table, provenance)
@@ -92,18 +94,14 @@ def _decide(row: Row, column: str, policy: Policy, finding: str, atypia: bool) -
     row["exclude_reason"] = None if has_target else reason
 
 
-def _tallies(document: Row, quarantine: list[Row], specimens: list[Row], slides: list[Row]) -> list[Tally]:
+def _ledger(quarantine: list[Row], specimens: list[Row], slides: list[Row]) -> Ledger:
     """The ledger with the policy's losses made anew; all others stay."""
     losses = [Loss(**row) for row in quarantine if row["stage"] != "policy"]
     losses += [Loss("part", row["specimen_key"], "policy", "excluded", row["exclude_reason"])
                for row in specimens if row["exclude_reason"] is not None]  # fmt: skip
     losses += [Loss("slide", row["slide_key"], "policy", "excluded", row["exclude_reason"])
                for row in slides if row["exclude_reason"] is not None]  # fmt: skip
-    num_lost: Counter[str] = Counter()
-    for loss in losses:
-        num_lost[loss.entity] += loss.count
-    return [balance(entity, tally["in"], tally["in"] - num_lost[entity], losses)
-            for entity, tally in document["ledger"].items()]  # fmt: skip
+    return Ledger(losses)
 
 
 def _funnel(steps: list[list[Any]], num_usable: int, num_drawn: int) -> list[list[Any]]:

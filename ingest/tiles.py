@@ -337,13 +337,14 @@ def _read_journal(journal: Path, digest: str) -> dict[tuple[str, str], TileCount
     done: dict[tuple[str, str], TileCount] = {}
     if not journal.exists():
         return done
-    for line in journal.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # an empty or half-written line; its slide is counted again
-        if entry["config"] == digest and entry["row"]["status"] != "failed":
-            values = entry["row"]
-            values["mask"] = base64.b64decode(values["mask"]) if values["mask"] is not None else None
-            done[values["slide_key"], entry["mark"]] = TileCount(**values)
+    with journal.open(encoding="utf-8", errors="surrogateescape") as file:  # a kill may cut a letter in two
+        for line in file:
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # an empty or half-written line; its slide is counted again
+            if entry["config"] == digest and entry["row"]["status"] != "failed":
+                values = entry["row"]
+                values["mask"] = base64.b64decode(values["mask"]) if values["mask"] is not None else None
+                done[values["slide_key"], entry["mark"]] = TileCount(**values)
     return done

@@ -11,7 +11,7 @@ import pyarrow as pa
 from ingest.balance import BalanceConfig, plan_cohort
 from ingest.card import write_card
 from ingest.geometry import TileGrid, pack_mask
-from ingest.ledger import Loss, balance, facts, quarantine_rows
+from ingest.ledger import Ledger, Loss, facts
 from ingest.manifest import Provenance, table_from_rows, write_dataset_card, write_table
 from ingest.split import SplitConfig
 
@@ -67,14 +67,15 @@ def write_manifest(
         row["split"] = row["split"] if isinstance(row["split"], str) else None  # pandas says NaN for no place
     specimens: list[dict[str, Any]] = [{**row, "atypia": False, "num_slides": 1} for row in rows]
     losses = [Loss("slide", f"lost{number}", "tiles", "failed", "unreadable_slide") for number in range(num_failed)]
-    tally = balance("slide", len(rows) + num_failed, len(rows), losses)
+    ledger = Ledger(losses)
+    tally = ledger.balance("slide", len(rows) + num_failed, len(rows))
     placed = splits if splits is not None else cohort.splits
     tables = {
         "slides": _table("slides", rows),
         "tiles": _table("tiles", tiles),
         "specimens": _table("specimens", specimens),
         "splits": pa.Table.from_pandas(placed, preserve_index=False),
-        "quarantine": _table("quarantine", quarantine_rows([tally])),
+        "quarantine": ledger.rows.table(),
     }
     folder.mkdir(parents=True, exist_ok=True)
     digests = {name: write_table(folder, name, table, PROVENANCE) for name, table in tables.items()}

@@ -80,7 +80,7 @@ def run(
 
     summary = run_cohort(resolved, acknowledge_merges)
     for tally in summary.tallies:
-        lost = ", ".join(f"{reason} {count}" for reason, count in tally.reasons().items())
+        lost = ", ".join(f"{reason} {count}" for reason, count in tally.left_out.items())
         print(f"{tally.entity}s: {tally.num_in:,} in, {tally.num_used:,} used; left out: {lost or 'none'}")
     for split, labels in summary.counts.items():
         print(f"{split}: " + ", ".join(f"{count} {label}" for label, count in labels.items()))

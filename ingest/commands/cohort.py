@@ -94,14 +94,14 @@ def import_(
     Example: python -m ingest import tumor_vs_normal.csv manifests/camelyon vault/camelyon --public-ids
     """
     from ingest.balance import BalanceConfig
-    from ingest.deidentify import DeidentifyConfig, open_pseudonymiser, open_vault, read_vault_table, write_vault_table
+    from ingest.deidentify import DeidentifyConfig, open_pseudonymiser, open_vault, read_crosswalk, write_crosswalk
     from ingest.exchange import import_table, public_key
     from ingest.imported import imported_tiles, publish_import
     from ingest.privacy import PrivacyConfig, crosswalk_identifiers, identifier_index
     from ingest.split import SplitConfig
 
     opened = open_vault(vault, manifest)
-    pseudonymiser = open_pseudonymiser(DeidentifyConfig(), Path(), read_vault_table(opened, "crosswalk"))
+    pseudonymiser = open_pseudonymiser(DeidentifyConfig(), Path(), read_crosswalk(opened))
     key_for = public_key if public_ids else pseudonymiser.key
     classes = {word: int(value) for word, _, value in (item.partition("=") for item in class_)} if class_ else None
     imported = import_table(table, key_for, task=task, classes=classes, patient_column=patient_column,
@@ -113,9 +113,8 @@ def import_(
             print(f"{reason}: {count:,}")
     identifiers = None
     if not public_ids:
-        crosswalk = pseudonymiser.crosswalk()
-        write_vault_table(opened, "crosswalk", crosswalk)
-        identifiers = identifier_index(crosswalk_identifiers(crosswalk), PrivacyConfig())
+        write_crosswalk(opened, pseudonymiser)
+        identifiers = identifier_index(crosswalk_identifiers(pseudonymiser.crosswalk()), PrivacyConfig())
     publish_import(imported, manifest, opened, "public" if public_ids else pseudonymiser.fingerprint, task=task,
                    split=SplitConfig(), balancing=BalanceConfig(target=f"y_{task}"), tiles=tiles,
                    identifiers=identifiers)  # fmt: skip

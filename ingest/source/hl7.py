@@ -19,12 +19,17 @@ from ingest.source.config import Hl7Config
 SECTION_OF_LOINC = MappingProxyType(
     {
         "22637-3": "final",
+        "33746-9": "final",
+        "34574-4": "final",
+        "60571-7": "final",
         "22634-0": "gross",
         "22635-7": "microscopic",
         "22636-5": "history",
         "22633-2": "specimen",
         "22638-1": "comment",
+        "60570-9": "comment",
         "22639-9": "addendum",
+        "35265-8": "addendum",
         "11529-5": "report",  # surgical pathology study report: the whole text
         "60568-3": "synoptic",
     }

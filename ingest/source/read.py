@@ -1,7 +1,7 @@
 """Every configured table read into the canonical tables; every row that cannot be used is in the rejected list.
 
 with read_source(config.source, folder) as source:
-    groups = patient_groups(source.patients, source.cases, config.identity)
+    groups = patient_groups(source.batches("patients"), source.batches("cases"), config.identity)
     for record in source.case_records(): ...
 """
 
@@ -18,7 +18,7 @@ from ingest.source import hl7, sql, table_files
 from ingest.source.canonical import COLUMNS, TABLE_NAMES, TableName
 from ingest.source.cells import BadRow, Cells, RowFault, check_encoding, row_mapper
 from ingest.source.config import Hl7Config, SourceConfig, TableConfig
-from ingest.source.intake import Intake, content_digest
+from ingest.source.intake import Intake, content_digest, rejected
 from ingest.source.staging import Staging
 from ingest.source.tables import SourceTables
 
@@ -69,14 +69,15 @@ def _read_all(config: SourceConfig, base_folder: Path, staging: Staging) -> Sour
         if name in ("patients", "cases", "parts") and name not in config.tables:
             continue  # of HL7: every message about a patient says again who it is
         for digest, count in staging.duplicates(name):
-            intake.reject("row", name, "duplicate_row", digest, "several rows", count)
+            intake.reject("row", name, "duplicate_row", digest, count)
     if ("reports" in config.tables or config.hl7 is not None) and not staging.num_rows("reports"):
-        reasons = Counter(entry.reason for entry in intake.rejected() if entry.table in ("reports", "messages"))
+        reasons = Counter(entry.reason for entry in rejected(staging) if entry.table in ("reports", "messages"))
         most = f"; most often {reasons.most_common(1)[0][0]}" if reasons else ""
         raise InputError(
             f"source: no usable report among {intake.num_rows['reports']} rows{most}; check ingest.source.tables.reports"
         )
-    return SourceTables(staging, dict(intake.num_rows), intake.rejected(), max(snapshots, default=""), config.line_join)
+    num_kept = {name: staging.num_stored(name) for name in TABLE_NAMES} | {"messages": intake.num_messages_kept}
+    return SourceTables(staging, dict(intake.num_rows), num_kept, max(snapshots, default=""), config.line_join)
 
 
 def _mapper(
@@ -106,7 +107,7 @@ def _read_database(
                     where = f"ingest.source.tables.{name}"
                     text = table.query or _query_file(table.query_file or "", base_folder, where)
                     header, rows = sql.read_query(connection, text, config.chunk_rows, where)
-                    intake.add_rows(name, rows, _mapper(config, name, table, header, where), where)
+                    intake.add_rows(name, rows, _mapper(config, name, table, header, where))
                 if config.database_file is not None:
                     return _iso((base_folder / config.database_file).stat().st_mtime)
                 return sql.snapshot_time(connection)
@@ -136,9 +137,9 @@ def _read_files(config: SourceConfig, name: TableName, table: TableConfig, base_
                 path, delimiter=table.delimiter, quotes=table.quotes, sheet=table.sheet, encoding=config.encoding
             ) as opened:
                 to_cells = _mapper(config, name, table, opened.header, where)
-                intake.add_rows(name, opened.rows, to_cells, path.name)
+                intake.add_rows(name, opened.rows, to_cells)
         except table_files.UnreadableFile as fault:
-            intake.reject("file", name, fault.reason, _file_digest(path), path.name)
+            intake.reject("file", name, fault.reason, _file_digest(path))
     return newest
 
 
@@ -152,18 +153,17 @@ def _read_messages(config: SourceConfig, base_folder: Path, intake: Intake) -> f
         newest = max(newest, path.stat().st_mtime)
         num_messages = 0
         with path.open("rb") as file:
-            for number, message in enumerate(hl7.split_messages(file), start=1):
+            for message in hl7.split_messages(file):
                 num_messages += isinstance(message, bytes)
-                _read_message(message, f"{path.name}:{number}", config, settings, mappers, intake)
+                _read_message(message, config, settings, mappers, intake)
         if not num_messages:
             reason = "not_hl7" if path.stat().st_size else "empty_file"
-            intake.reject("file", "messages", reason, _file_digest(path), path.name)
+            intake.reject("file", "messages", reason, _file_digest(path))
     return newest
 
 
 def _read_message(
     message: bytes | BadRow,
-    location: str,
     config: SourceConfig,
     settings: Hl7Config,
     mappers: Mapping[TableName, Callable[[Sequence[Any]], Cells]],
@@ -171,21 +171,22 @@ def _read_message(
 ) -> None:
     intake.num_rows["messages"] += 1
     if isinstance(message, BadRow):
-        intake.reject("message", "messages", message.reason, content_digest(message.raw), location)
+        intake.reject("message", "messages", message.reason, content_digest(message.raw))
         return
     try:
         found = hl7.read_message(message, settings, config.encoding)
         good = [(row.table, mappers[row.table](row.cells)) for row in found if isinstance(row, hl7.TableRow)]
     except RowFault as fault:
-        intake.reject("message", "messages", fault.reason, content_digest(message), location)
+        intake.reject("message", "messages", fault.reason, content_digest(message))
         return
+    intake.num_messages_kept += 1
     for name, cells in good:
         intake.num_rows[name] += 1
         intake.staging.add(name, [cells])
     for row in found:
         if isinstance(row, BadRow):
             intake.num_rows["reports"] += 1
-            intake.reject("row", "reports", row.reason, content_digest(message + row.raw), location)
+            intake.reject("row", "reports", row.reason, content_digest(message + row.raw))
 
 
 def _file_digest(path: Path) -> bytes:

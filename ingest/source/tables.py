@@ -1,6 +1,6 @@
 """What a source was read into: canonical tables on demand, and cases one by one with all their rows."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from types import TracebackType
 from typing import TypeVar
@@ -22,8 +22,8 @@ from ingest.source.canonical import (
     TableName,
 )
 from ingest.source.cells import Cells
-from ingest.source.intake import Rejected
-from ingest.source.staging import BATCH_ROWS, Staging
+from ingest.source.intake import Rejected, rejected
+from ingest.source.staging import Staging
 
 RowT = TypeVar("RowT", bound=Row)
 CASE_TABLES: tuple[TableName, ...] = ("cases", "parts", "reports", "codes", "synoptic", "blocks")
@@ -34,61 +34,40 @@ class SourceTables:
     """What was read. Tables are made on demand from disk; close to give the disk space back.
 
     Attributes:
-        num_rows: rows read per table, bad ones included.
-        rejected: everything that is not in the tables, sorted.
+        num_rows: rows read per table, and messages, bad ones included.
+        num_kept: rows in each table with their copies, and messages of which something was kept; with what was rejected
+            for another reason than being a copy this adds up to num_rows.
         snapshot_at: database time of the read, or the newest change of the files, as ISO text.
     """
 
     def __init__(
-        self,
-        staging: Staging,
-        num_rows: dict[str, int],
-        rejected: tuple[Rejected, ...],
-        snapshot_at: str,
-        line_join: str,
+        self, staging: Staging, num_rows: dict[str, int], num_kept: dict[str, int], snapshot_at: str, line_join: str
     ) -> None:
         self.num_rows = num_rows
-        self.rejected = rejected
+        self.num_kept = num_kept
         self.snapshot_at = snapshot_at
         self._staging = staging
         self._line_join = line_join
 
-    @property
-    def patients(self) -> pa.Table:
-        return self._staging.table("patients")
+    def rejected(self) -> Iterator[Rejected]:
+        """Everything that is not in the tables, sorted."""
+        return rejected(self._staging)
 
-    @property
-    def cases(self) -> pa.Table:
-        return self._staging.table("cases")
+    def batches(self, name: TableName) -> Iterator[pa.RecordBatch]:
+        """The rows of a table without their copies, by leading key, some thousands at a time."""
+        return self._staging.batches(name)
 
-    @property
-    def parts(self) -> pa.Table:
-        return self._staging.table("parts")
+    def table(self, name: TableName, accessions: Iterable[str] | None = None) -> pa.Table:
+        """The same at once, for tables that fit in memory.
 
-    @property
-    def codes(self) -> pa.Table:
-        return self._staging.table("codes")
+        Args:
+            accessions: only rows of these cases.
+        """
+        return self._staging.table(name, accessions)
 
-    @property
-    def synoptic(self) -> pa.Table:
-        return self._staging.table("synoptic")
-
-    @property
-    def blocks(self) -> pa.Table:
-        return self._staging.table("blocks")
-
-    @property
-    def slides(self) -> pa.Table:
-        return self._staging.table("slides")
-
-    @property
-    def num_reports(self) -> int:
-        """Rows of the report table, copies removed, lines not joined."""
-        return self._staging.num_rows("reports")
-
-    def report_batches(self, num_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
-        """Report rows as they came, `num_rows` at a time; there is no property that holds them all."""
-        return self._staging.batches("reports", num_rows)
+    def num_different(self, name: TableName) -> int:
+        """Rows of a table without their copies; lines of a report are not joined."""
+        return self._staging.num_rows(name)
 
     def case_records(self) -> Iterator[CaseRecord]:
         """Every accession that any table but slides names, in text order, with all that is known about it."""

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from ingest.ledger import Loss, balance, facts, quarantine_rows
-from ingest.manifest import Provenance, table_from_rows, write_dataset_card, write_table
+from ingest.ledger import Ledger, Loss, facts
+from ingest.manifest import Provenance, write_dataset_card, write_table
 from ingest.split import SplitConfig, default_split, patient_table, split_patients
 from ingest.verify import verify
 
@@ -45,8 +45,9 @@ def main() -> None:
         folder = Path(name)
         tables, slides = manifest_tables(arguments.num_slides)
         losses = [Loss("slide", key(f"lost{number}"), "join", "excluded", "not_he") for number in range(10_000)]
-        tally = balance("slide", arguments.num_slides + len(losses), arguments.num_slides, losses)
-        tables["quarantine"] = table_from_rows("quarantine", quarantine_rows([tally]))
+        ledger = Ledger(losses)
+        tally = ledger.balance("slide", arguments.num_slides + len(losses), arguments.num_slides)
+        tables["quarantine"] = ledger.rows.table()
         started_at, cpu_started_at = time.perf_counter(), time.process_time()
         digests = {table: write_table(folder, table, rows, PROVENANCE) for table, rows in tables.items()}
         write_dataset_card(folder, PROVENANCE, digests, {"ledger": facts([tally])})

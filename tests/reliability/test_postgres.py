@@ -112,7 +112,7 @@ def test_typed_columns_become_exact_text(tmp_path: Path) -> None:
     query = """SELECT 42::bigint AS accession, 17.0::numeric AS patient_id, DATE '2023-04-05' AS signed_at,
                       NULL AS mrn, '\\x6162'::bytea AS site, TRUE AS status"""
     with read_source(query_config(query), tmp_path) as source:
-        (row,) = source.cases.to_pylist()
+        (row,) = source.table("cases").to_pylist()
     assert (row["accession"], row["patient_id"], row["signed_at"]) == ("42", "17", "2023-04-05")
     assert (row["mrn"], row["site"], row["status"]) == (None, "ab", "true")
 
@@ -142,4 +142,4 @@ def test_percent_signs_and_casts_are_no_parameters(tmp_path: Path) -> None:
         "SELECT specnum_formatted::text AS accession, '50 %s' AS status FROM c_specimen WHERE specclass_id LIKE 'S%'"
     )
     with read_source(query_config(query), tmp_path) as source:
-        assert source.cases["status"].to_pylist() == ["50 %s", "50 %s"]
+        assert source.table("cases")["status"].to_pylist() == ["50 %s", "50 %s"]

@@ -18,9 +18,11 @@ from ingest.deidentify import (
     composite,
     open_pseudonymiser,
     open_vault,
+    read_crosswalk,
     read_secret,
     read_vault_table,
     split_composite,
+    write_crosswalk,
     write_new_secret,
     write_vault_table,
     year_of,
@@ -64,18 +66,36 @@ def test_random_keys_derive_from_nothing_and_stay_through_the_crosswalk() -> Non
     assert Pseudonymiser(None).key("case", "a") != keys["a"]
     again = Pseudonymiser(None, first.crosswalk())
     assert {name: again.key("case", name) for name in keys} == keys
-    assert again.crosswalk() == first.crosswalk()
+    assert list(again.crosswalk()) == list(first.crosswalk())
 
 
 def test_crosswalk_is_sorted_and_holds_adopted_names() -> None:
     pseudonymiser = Pseudonymiser(SECRET)
     key = pseudonymiser.key("patient", "id|2")
     pseudonymiser.adopt("patient", "id|1", key)
-    assert pseudonymiser.crosswalk()["identifier"].to_pylist() == ["id|1", "id|2"]
-    assert set(pseudonymiser.crosswalk()["key"].to_pylist()) == {key}
+    (rows,) = pseudonymiser.crosswalk()
+    assert rows["identifier"].to_pylist() == ["id|1", "id|2"]
+    assert set(rows["key"].to_pylist()) == {key}
     silent = Pseudonymiser(SECRET, record=False)
     silent.key("case", "S1")
-    assert silent.crosswalk().num_rows == 0
+    assert list(silent.crosswalk()) == []
+
+
+def test_crosswalk_goes_through_the_vault_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.deidentify.CROSSWALK_BATCH_ROWS", 3)
+    monkeypatch.setattr("ingest.deidentify.CROSSWALK_GROUP_BATCHES", 2)
+    first = Pseudonymiser(None)
+    keys = {str(number): first.key("case", str(number)) for number in range(20)}
+    vault = open_vault(tmp_path / "vault", tmp_path / "manifest")
+    assert list(read_crosswalk(vault)) == []
+    write_crosswalk(vault, first)
+    assert stat.S_IMODE((vault / "crosswalk.parquet").stat().st_mode) == 0o600
+    again = Pseudonymiser(None, read_crosswalk(vault))
+    assert {name: again.key("case", name) for name in keys} == keys
+    assert again.known("case", "20") is None
+    table = read_vault_table(vault, "crosswalk")
+    assert table is not None
+    assert table["identifier"].to_pylist() == sorted(keys)
 
 
 def test_new_secret_is_long_random_private_and_never_replaced(tmp_path: Path) -> None:
@@ -144,6 +164,8 @@ def test_vault_is_private_and_apart_from_the_manifest(tmp_path: Path) -> None:
     path.write_bytes(b"damaged")
     with pytest.raises(InputError, match="vault table crosswalk: damaged"):
         read_vault_table(vault, "crosswalk")
+    with pytest.raises(InputError, match="vault table crosswalk: damaged"):
+        list(read_crosswalk(vault))
     for inside in ("manifest", "manifest/vault"):
         with pytest.raises(ConfigError, match="must be apart"):
             open_vault(tmp_path / inside, tmp_path / "manifest")

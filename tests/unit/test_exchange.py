@@ -12,7 +12,7 @@ from ingest.errors import ConfigError, GateError, InputError
 from ingest.exchange import export_csv, import_table, mask_from_corners, public_key, read_tile_table
 from ingest.geometry import TileGrid
 from ingest.imported import publish_import
-from ingest.ledger import balance
+from ingest.ledger import Ledger
 from ingest.split import SplitConfig
 from ingest.split_table import verify_split_table
 from ingest.verify import verify
@@ -46,7 +46,7 @@ def test_a_clam_table_becomes_slides_of_patients_with_labels(tmp_path: Path) -> 
     ]
     assert imported.slides[3]["exclude_reason"] == "no_label"
     assert imported.splits.empty
-    balance("row", imported.num_rows, len(imported.slides), imported.losses)
+    Ledger(imported.losses).balance("row", imported.num_rows, len(imported.slides))
 
 
 def test_an_opal_table_brings_its_monte_carlo_splits_and_locations(tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def test_repeated_slides_are_taken_once_or_not_at_all_and_stand_in_the_ledger(tm
     text = "case_id,slide_id,label\np,a,1\np,a,1\np,b,1\np,b,0\nq,,1\nq,c,0\n"
     imported = import_table(write(tmp_path / "t.csv", text), public_key)
     assert [row["slide_key"] for row in imported.slides] == ["a", "c"]
-    tally = balance("row", imported.num_rows, len(imported.slides), imported.losses)
-    assert tally.reasons() == {"source/duplicate_conflict": 2, "source/duplicate_row": 1, "source/no_identifier": 1}
+    tally = Ledger(imported.losses).balance("row", imported.num_rows, len(imported.slides))
+    assert tally.left_out == {"source/duplicate_conflict": 2, "source/duplicate_row": 1, "source/no_identifier": 1}
 
 
 def test_without_patients_the_import_asks_for_them(tmp_path: Path) -> None:

@@ -11,15 +11,19 @@ from hypothesis import strategies as st
 from ingest.deidentify import Pseudonymiser
 from ingest.errors import GateError
 from ingest.identity import (
+    CASE_REASONS,
+    CasePatients,
     IdentityConfig,
     LateMerge,
     PatientGroups,
+    assign_keys,
     late_merges,
+    members,
     patient_groups,
-    patient_keys,
     require_acknowledged,
     split_changes_table,
 )
+from ingest.scratch import open_scratch
 from ingest.source.canonical import SCHEMAS
 
 CONFIG = IdentityConfig()
@@ -34,12 +38,30 @@ def cases(*rows: dict[str, str]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=SCHEMAS["cases"])
 
 
-def groups(patient_rows: Sequence[dict[str, str]], case_rows: Sequence[dict[str, str]]) -> PatientGroups:
-    return patient_groups(patients(*patient_rows), cases(*case_rows), CONFIG)
+def groups(
+    patient_rows: Sequence[dict[str, str]], case_rows: Sequence[dict[str, str]], config: IdentityConfig = CONFIG
+) -> PatientGroups:
+    return patient_groups(patients(*patient_rows).to_batches(), cases(*case_rows).to_batches(), config)
+
+
+def group_of_case(found: PatientGroups) -> dict[str, str]:
+    """accession -> the first name of its group, or the reason why it has none."""
+    names = [
+        found.nodes[group].as_py() if group >= 0 else CASE_REASONS[-1 - group] for group in found.group_of_case.tolist()
+    ]
+    return dict(zip(found.accessions.to_pylist(), names, strict=True))
 
 
 def same(found: PatientGroups, one: str, other: str) -> bool:
-    return found.group_of_case[one] == found.group_of_case[other]
+    return group_of_case(found)[one] == group_of_case(found)[other]
+
+
+def with_crosswalk(**keys: str) -> Pseudonymiser:
+    """A pseudonymiser that knows patients by `patient_id` from an earlier run."""
+    pseudonymiser = Pseudonymiser(SECRET)
+    for patient_id, key in keys.items():
+        pseudonymiser.adopt("patient", f"id|{patient_id}", key)
+    return Pseudonymiser(SECRET, pseudonymiser.crosswalk())
 
 
 def test_several_numbers_of_one_patient_are_one_group() -> None:
@@ -104,24 +126,21 @@ def test_enterprise_number_joins_records_of_two_systems() -> None:
 @pytest.mark.parametrize("nobody", ["0", "00000000", "99999999", "unknown", "N/A", "TEST PATIENT"])
 def test_placeholder_numbers_join_nobody(nobody: str) -> None:
     found = groups([], [{"accession": "a", "mrn": nobody}, {"accession": "b", "mrn": nobody}])
-    assert found.group_of_case == {}
-    assert {(entry.accession, entry.reason) for entry in found.rejected} == {
-        ("a", "patient_unresolved"),
-        ("b", "patient_unresolved"),
-    }
+    assert group_of_case(found) == {"a": "patient_unresolved", "b": "patient_unresolved"}
 
 
 def test_number_shared_by_too_many_is_refused_with_all_its_cases() -> None:
     config = IdentityConfig(max_mrns_per_patient=3)
     rows = [{"patient_id": "1", "mrn": str(1000 + number), "issuer": "N"} for number in range(4)]
-    found = patient_groups(patients(*rows), cases({"accession": "a", "patient_id": "1"}), config)
-    assert [(entry.accession, entry.reason) for entry in found.rejected] == [("a", "shared_number")]
+    case_rows = [{"accession": "a", "patient_id": "1"}, {"accession": "b", "patient_id": "2"}]
+    assert group_of_case(groups(rows, case_rows, config)) == {"a": "shared_number", "b": "id|2"}
+    assert group_of_case(groups(rows[:3], case_rows, config)) == {"a": "id|1", "b": "id|2"}
 
 
 def test_accession_of_two_patients_is_refused() -> None:
     found = groups([], [{"accession": "a", "patient_id": "1"}, {"accession": "a", "patient_id": "2"}])
-    assert [(entry.accession, entry.reason) for entry in found.rejected] == [("a", "accession_two_patients")]
-    assert "accession=" not in repr(found.rejected)
+    assert group_of_case(found) == {"a": "accession_two_patients"}
+    assert repr(found) == "PatientGroups()"  # nothing of it in a log
 
 
 def test_same_patient_sent_twice_for_one_accession_is_no_contradiction() -> None:
@@ -129,7 +148,13 @@ def test_same_patient_sent_twice_for_one_accession_is_no_contradiction() -> None
         [{"patient_id": "1", "merged_into": "2"}],
         [{"accession": "a", "patient_id": "1"}, {"accession": "a", "patient_id": "2"}],
     )
-    assert list(found.group_of_case) == ["a"]
+    assert group_of_case(found) == {"a": "id|1"}
+
+
+def test_rows_of_the_patient_table_that_name_nobody_are_told() -> None:
+    found = groups([{"mrn": "0000", "issuer": "N"}, {"patient_id": "1"}], [])
+    assert [len(digest) for digest in found.unnamed_rows] == [32]
+    assert groups([{"patient_id": "1"}], []).unnamed_rows == ()
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=20), st.randoms())
@@ -142,7 +167,8 @@ def test_groups_are_the_connected_components_in_any_row_order(
     found = groups(rows, case_rows)
     generator.shuffle(rows)
     generator.shuffle(case_rows)
-    assert groups(rows, case_rows) == found
+    again = groups(rows, case_rows)
+    assert (group_of_case(again), list(members(again))) == (group_of_case(found), list(members(found)))
     reachable = {number: {number} for number in range(13)}
     for _ in range(13):  # the independent truth: closure by repetition
         for one, other in edges:
@@ -158,18 +184,19 @@ def test_groups_are_the_connected_components_in_any_row_order(
 def test_patient_keeps_its_key_when_a_smaller_number_becomes_known() -> None:
     before = groups([], [{"accession": "a", "mrn": "500"}])
     pseudonymiser = Pseudonymiser(SECRET)
-    (key,) = patient_keys(before, pseudonymiser, {}).values()
-    previous = {row["identifier"]: row["key"] for row in pseudonymiser.crosswalk().to_pylist()}
+    (key,) = assign_keys(before, pseudonymiser).to_pylist()
     after = groups([{"patient_id": "1", "mrn": "100"}, {"patient_id": "1", "mrn": "500"}],
                    [{"accession": "a", "mrn": "500"}])  # fmt: skip
-    assert after.group_of_case["a"] != before.group_of_case["a"]
-    assert list(patient_keys(after, Pseudonymiser(SECRET), previous).values()) == [key]
+    assert group_of_case(after) != group_of_case(before)
+    later = Pseudonymiser(SECRET, pseudonymiser.crosswalk())
+    assert assign_keys(after, later).drop_null().to_pylist() == [key]
+    assert {later.known("patient", name) for name in ("id|1", "mrn||100", "mrn||500")} == {key}
 
 
 def test_late_merge_of_two_splits_is_reported_and_stops_until_acknowledged() -> None:
     merged = groups([{"patient_id": "1", "merged_into": "2"}, {"patient_id": "3"}],
                     [{"accession": "a", "patient_id": "1"}, {"accession": "b", "patient_id": "2"}])  # fmt: skip
-    previous = {"id|1": "key1", "id|2": "key2", "id|3": "key3"}
+    previous = with_crosswalk(**{"1": "key1", "2": "key2", "3": "key3"})
     merges = late_merges(merged, previous, {"key1": "train", "key2": "test", "key3": "test"})
     assert merges == (LateMerge(patient_keys=("key1", "key2"), splits=("train", "test"), split="train"),)
     with pytest.raises(GateError, match="1 patients of different splits are one patient now"):
@@ -183,6 +210,24 @@ def test_late_merge_of_two_splits_is_reported_and_stops_until_acknowledged() -> 
 
 def test_late_merge_of_tune_and_test_leaves_every_evaluation_split() -> None:
     merged = groups([{"patient_id": "1", "merged_into": "2"}], [{"accession": "a", "patient_id": "1"}])
-    (merge,) = late_merges(merged, {"id|1": "key1", "id|2": "key2"}, {"key1": "tune", "key2": "test"})
+    previous = with_crosswalk(**{"1": "key1", "2": "key2"})
+    (merge,) = late_merges(merged, previous, {"key1": "tune", "key2": "test"})
     assert merge.split is None
-    assert late_merges(merged, {"id|1": "key1", "id|2": "key2"}, {"key1": "test", "key2": "test"}) == ()
+    assert late_merges(merged, previous, {"key1": "test", "key2": "test"}) == ()
+
+
+def test_every_case_finds_its_patient_or_why_it_has_none() -> None:
+    found = groups(
+        [{"patient_id": "1", "merged_into": "2"}, {"patient_id": "9"}],
+        [{"accession": "a", "patient_id": "1"}, {"accession": "b", "patient_id": "2"}, {"accession": "c", "mrn": "0"},
+         {"accession": "d", "patient_id": "3"}, {"accession": "e", "patient_id": "1"}, {"accession": "e", "patient_id": "3"}],
+    )  # fmt: skip
+    pseudonymiser = Pseudonymiser(SECRET)
+    cases_of = CasePatients(found, assign_keys(found, pseudonymiser), open_scratch())
+    first, third = pseudonymiser.key("patient", "id|1"), pseudonymiser.key("patient", "id|3")
+    assert {name: cases_of.find(name) for name in "abcdef"} == {
+        "a": (first, ""), "b": (first, ""), "c": (None, "patient_unresolved"), "d": (third, ""),
+        "e": (None, "accession_two_patients"), "f": (None, ""),
+    }  # fmt: skip
+    assert pseudonymiser.known("patient", "id|2") == first
+    assert pseudonymiser.known("patient", "id|9") is None  # a patient without a case needs no key

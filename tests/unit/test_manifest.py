@@ -1,6 +1,7 @@
 """Manifest tables: the same rows give the same bytes, and a wrong or changed file is told."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ import pytest
 from ingest.errors import ManifestError
 from ingest.manifest import (
     TABLES,
-    TableBuilder,
     conform,
     content_digest,
     read_footer,
     read_table,
     table_from_rows,
     write_dataset_card,
+    write_sorted,
     write_table,
 )
+from ingest.row_store import RowStore
+from ingest.scratch import open_scratch
 from tests.invented_cohort import PROVENANCE, invented_tiles
 
 
@@ -252,13 +255,38 @@ def test_the_footer_and_dataset_json_carry_the_provenance_and_no_time_of_the_run
     assert json.loads(texts.pop())["content_digests"] == {"slides": digest}
 
 
-def test_a_table_built_in_pieces_equals_the_one_built_at_once(tmp_path: Path) -> None:
-    rows = [{"specimen_key": f"s{number % 7}", "rule_id": f"r{number % 3}", "term": "t", "section": "final",
-             "context": "affirmed", "version": 0, "start": number, "end": number + 1} for number in range(50)]  # fmt: skip
-    builder = TableBuilder("evidence", piece_rows=8)
+@pytest.mark.parametrize("num_rows", [0, 1, 7, 8, 50])
+@pytest.mark.parametrize("name", ["evidence", "specimens"])
+def test_rows_that_wait_on_disk_give_the_bytes_of_a_table_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, num_rows: int
+) -> None:
+    monkeypatch.setattr("ingest.manifest.ROW_GROUP_SIZE", 16)
+    monkeypatch.setattr("ingest.row_store.PIECE_ROWS", 5)
+    generator = random.Random(num_rows)
+    extra = {"y_b": pa.int8(), "y_a": pa.float32()} if name == "specimens" else {}
+    rows: list[dict[str, Any]] = [
+        {"specimen_key": f"s{generator.randrange(9) if name == 'evidence' else number}", "rule_id": f"r{number % 3}",
+         "term": "t\u00e9rm", "section": f"part {number % 4}", "context": "affirmed", "version": -1, "start": number % 6,
+         "end": 9, "patient_key": f"p{number % 5}", "case_key": "c", "label": ("benign", "cancer")[number % 2],
+         "finding": None if number % 3 else "idc", "atypia": number % 2 == 0, "num_slides": 1,
+         "y_a": None if number % 4 else 0.1 * number, "y_b": number % 2} for number in range(num_rows)
+    ]  # fmt: skip
+    rows = [{key: value for key, value in row.items() if key in {*TABLES[name].names, *extra}} for row in rows]
+    generator.shuffle(rows)
+    store = RowStore(open_scratch(tmp_path), name, extra)
     for row in rows:
-        builder.add([row])
-    digests = [write_table(tmp_path, "evidence", table, PROVENANCE)
-               for table in (builder.table(), table_from_rows("evidence", rows))]  # fmt: skip
-    assert digests[0] == digests[1]
-    assert read_table(tmp_path, "evidence").num_rows == 50
+        store.add([row])
+    assert store.num_rows == num_rows
+    whole = write_table(tmp_path / "whole", name, table_from_rows(name, rows, extra), PROVENANCE)
+    assert write_sorted(tmp_path / "pieces", name, store.schema, store.batches(), PROVENANCE) == whole
+    files = [(tmp_path / folder / f"{name}.parquet").read_bytes() for folder in ("whole", "pieces")]
+    assert files[0] == files[1]
+    assert [path.name for path in (tmp_path / "pieces").iterdir()] == [f"{name}.parquet"]
+
+
+def test_rows_on_disk_may_not_lack_a_key_either(tmp_path: Path) -> None:
+    store = RowStore(open_scratch(tmp_path), "splits")
+    store.add([{"patient_key": "p", "scheme": "holdout", "fold": 0}])
+    with pytest.raises(ManifestError, match="column split has 1 empty values of 1"):
+        write_sorted(tmp_path / "out", "splits", store.schema, store.batches(), PROVENANCE)
+    assert list((tmp_path / "out").iterdir()) == []

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ingest.deidentify import Pseudonymiser, open_vault, write_vault_table
+from ingest.deidentify import Pseudonymiser, open_vault, write_crosswalk
 from ingest.errors import InputError, ManifestError
 from ingest.manifest import Provenance, table_from_rows, write_table
 from ingest.review import ReviewConfig, draw_sample
@@ -93,7 +93,7 @@ def test_review_goes_from_the_manifest_through_the_sheet_to_figures(tmp_path: Pa
     vault = open_vault(tmp_path / "vault", tmp_path / "manifest")
     pseudonymiser = Pseudonymiser(bytes(range(32)))
     keys = {part: pseudonymiser.key("specimen", "S23-1", part) for part in ("A", "B")}
-    write_vault_table(vault, "crosswalk", pseudonymiser.crosswalk())
+    write_crosswalk(vault, pseudonymiser)
     rows = [specimen(keys["A"], "cancer"), specimen(keys["B"], "benign")]
     (tmp_path / "manifest").mkdir()
     write_table(tmp_path / "manifest", "specimens", table_from_rows("specimens", rows, {}), PROVENANCE)

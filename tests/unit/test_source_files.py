@@ -26,19 +26,19 @@ def read(folder: Path, **tables: Any) -> SourceTables:
 
 def reasons(source: SourceTables) -> dict[str, int]:
     found: dict[str, int] = {}
-    for entry in source.rejected:
+    for entry in source.rejected():
         found[entry.reason] = found.get(entry.reason, 0) + entry.count
     return found
 
 
 def reports(source: SourceTables) -> list[dict[str, str | None]]:
-    return [row for batch in source.report_batches() for row in batch.to_pylist()]
+    return [row for batch in source.batches("reports") for row in batch.to_pylist()]
 
 
 def test_identifiers_keep_zeros_exponents_and_missing_looking_names(tmp_path: Path) -> None:
     (tmp_path / "slides.csv").write_text("slide_id,accession,part\n00027670,S23-1,1E5\n1.0,S23-2,NA\nnull,S23-3,None\n")
     with read(tmp_path, slides={"file": "slides.csv"}) as source:
-        assert source.slides.select(["slide_id", "part"]).to_pylist() == [
+        assert source.table("slides").select(["slide_id", "part"]).to_pylist() == [
             {"slide_id": "00027670", "part": "1E5"},
             {"slide_id": "1.0", "part": "NA"},
             {"slide_id": "null", "part": "None"},
@@ -78,7 +78,7 @@ def test_every_row_of_a_randomly_damaged_file_is_kept_or_rejected(tmp_path: Path
     with read(tmp_path, reports={"file": "r.csv"}) as source:
         kept = {row["accession"] for row in reports(source)}
         assert kept >= {row.split(",")[0] for row in good}
-        assert sum(reasons(source).values()) + source.num_reports == 240
+        assert sum(reasons(source).values()) + source.num_different("reports") == 240
 
 
 def test_strict_utf8_first_then_the_declared_encoding(tmp_path: Path) -> None:
@@ -123,25 +123,25 @@ def test_rows_in_any_order_and_any_files_give_the_same_tables_and_rejects(tmp_pa
         (folder / "a.csv").write_text(REPORT_HEADER + "\n".join(rows[:cut]) + "\n")
         (folder / "b.csv").write_text(REPORT_HEADER + "\n".join(rows[cut:]) + "\n")
         with read(folder, reports={"file": "*.csv"}) as source:
-            outcomes.append((list(source.case_records()), source.rejected))
+            outcomes.append((list(source.case_records()), list(source.rejected())))
     assert all(outcome == outcomes[0] for outcome in outcomes)
 
 
 def test_exact_copies_are_in_the_ledger_unless_they_are_expected(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text(REPORT_HEADER + "S1,same\nS1,same\nS1,same\n")
     with read(tmp_path, reports={"file": "r.csv"}) as source:
-        assert source.num_reports == 1
+        assert source.num_different("reports") == 1
         assert reasons(source) == {"duplicate_row": 2}
-        assert source.rejected[0].status == "excluded"
+        assert next(source.rejected()).status == "excluded"
     with read(tmp_path, reports={"file": "r.csv", "distinct": True}) as source:
-        assert (source.num_reports, source.rejected) == (1, ())
+        assert (source.num_different("reports"), list(source.rejected())) == (1, [])
 
 
 def test_rejected_rows_do_not_show_their_content(tmp_path: Path) -> None:
     (tmp_path / "mrn27670.csv").write_text(REPORT_HEADER + "S1,good\nSECRET-27670\n")
     with read(tmp_path, reports={"file": "*.csv"}) as source:
-        assert "27670" not in repr(source.rejected)
-        assert len(source.rejected[0].digest) == 32
+        assert "27670" not in repr(list(source.rejected()))
+        assert len(next(source.rejected()).digest) == 32
 
 
 def test_lines_of_one_report_are_joined_in_the_order_of_their_numbers(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_excel_keeps_shown_zeros_and_refuses_dates_and_errors_as_identifiers(tmp
     sheet.append([None, None, None, None])
     book.save(tmp_path / "slides.xlsx")
     with read(tmp_path, slides={"file": "slides.xlsx"}) as source:
-        found = source.slides.select(["slide_id", "scanned_at"]).to_pylist()
+        found = source.table("slides").select(["slide_id", "scanned_at"]).to_pylist()
         assert found == [
             {"slide_id": "00027670", "scanned_at": "2023-04-05 00:00:00"},
             {"slide_id": "17", "scanned_at": None},
@@ -220,7 +220,7 @@ def test_parquet_of_any_type_becomes_text(tmp_path: Path) -> None:
     )
     pq.write_table(table, tmp_path / "s.parquet")
     with read(tmp_path, slides={"file": "s.parquet"}) as source:
-        found = source.slides.select(["slide_id", "accession", "part", "scanned_at"]).to_pylist()
+        found = source.table("slides").select(["slide_id", "accession", "part", "scanned_at"]).to_pylist()
         assert [tuple(row.values()) for row in found] == [
             ("27670", "S1", "1", "2023-04-05 00:00:00"),
             ("3", "S3", None, None),
@@ -231,7 +231,7 @@ def test_parquet_of_any_type_becomes_text(tmp_path: Path) -> None:
 def test_numbers_too_long_for_a_float_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"slide_id": [1.2345678901234567e17, 5.0]}), tmp_path / "s.parquet")
     with read(tmp_path, slides={"file": "s.parquet"}) as source:
-        assert source.slides["slide_id"].to_pylist() == ["5"]
+        assert source.table("slides")["slide_id"].to_pylist() == ["5"]
         assert reasons(source) == {"number_too_long": 1}
 
 
@@ -241,12 +241,12 @@ def test_damaged_and_empty_files_are_rejected_as_files_and_the_others_are_read(t
     (tmp_path / "c.xlsx").write_bytes(b"not a zip")
     (tmp_path / "d.csv").write_bytes(b"")
     with read(tmp_path, slides={"file": "*.*"}) as source:
-        assert source.slides["slide_id"].to_pylist() == ["good"]
-        assert {(entry.entity, entry.reason) for entry in source.rejected} == {
+        assert source.table("slides")["slide_id"].to_pylist() == ["good"]
+        assert {(entry.entity, entry.reason) for entry in source.rejected()} == {
             ("file", "damaged_file"),
             ("file", "empty_file"),
         }
-        assert sum(entry.count for entry in source.rejected) == 3
+        assert sum(entry.count for entry in source.rejected()) == 3
 
 
 def test_systemic_faults_stop_with_a_line_that_says_what_to_do(tmp_path: Path) -> None:
@@ -273,4 +273,4 @@ def test_staging_leaves_no_file_behind(tmp_path: Path) -> None:
     config = SourceConfig.model_validate({"tables": {"reports": {"file": "r.csv"}}})
     with read_source(config, tmp_path, staging) as source:
         assert list(staging.iterdir()) == []  # unlinked already while it is open
-        assert source.num_reports == 1
+        assert source.num_different("reports") == 1

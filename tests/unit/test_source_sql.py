@@ -49,14 +49,16 @@ def test_copath_preset_reads_versions_sections_parts_and_blocks(lis: Path) -> No
 
 def test_copath_preset_keeps_every_scan_also_of_unknown_glass(lis: Path) -> None:
     with read_source(COPATH, lis) as source:
-        found = {row["slide_id"]: (row["accession"], row["part"], row["block"]) for row in source.slides.to_pylist()}
+        found = {
+            row["slide_id"]: (row["accession"], row["part"], row["block"]) for row in source.table("slides").to_pylist()
+        }
         assert found == {"i1": ("S23-1", "A", "A1"), "i2": ("S23-1", "A", "A1"), "i3": (None, None, None)}
 
 
 def test_copath_preset_never_reads_names_or_birth_dates(lis: Path) -> None:
     assert "NOBODY" in repr(COPATH_ROWS)
     with read_source(COPATH, lis) as source:
-        everything = repr([getattr(source, name).to_pylist() for name in COLUMNS if name != "reports"])
+        everything = repr([source.table(name).to_pylist() for name in COLUMNS if name != "reports"])
         assert "NOBODY" not in everything
         assert "1950" not in everything
 
@@ -72,7 +74,7 @@ def test_row_order_in_the_database_changes_nothing(tmp_path: Path) -> None:
         fill_copath(connection, rows)
         connection.close()
         with read_source(COPATH, folder) as source:
-            outcomes.append((list(source.case_records()), source.slides, source.patients))
+            outcomes.append((list(source.case_records()), source.table("slides"), source.table("patients")))
     assert outcomes[1] == outcomes[0]
     assert outcomes[2] == outcomes[0]
 
@@ -123,7 +125,7 @@ def test_colons_and_percent_signs_in_a_query_are_no_parameters(lis: Path) -> Non
     query = "SELECT specnum_formatted AS accession, '10:30' AS status FROM c_specimen WHERE specclass_id LIKE 'S%'"
     config = SourceConfig.model_validate({"database_file": "lis.sqlite", "tables": {"cases": {"query": query}}})
     with read_source(config, lis) as source:
-        assert set(source.cases["status"].to_pylist()) == {"10:30"}
+        assert set(source.table("cases")["status"].to_pylist()) == {"10:30"}
 
 
 def test_query_may_stand_in_a_file_of_its_own(lis: Path) -> None:
@@ -132,7 +134,7 @@ def test_query_may_stand_in_a_file_of_its_own(lis: Path) -> None:
         {"database_file": "lis.sqlite", "tables": {"cases": {"query_file": "cases.sql"}}}
     )
     with read_source(config, lis) as source:
-        assert source.cases.num_rows == 2
+        assert source.table("cases").num_rows == 2
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,7 @@ def test_broken_connection_is_tried_again_and_nothing_is_read_twice(lis: Path, m
     monkeypatch.setattr(sql, "check_select", drop_once)
     with read_source(COPATH, lis) as source:
         assert source.num_rows["cases"] == 2
-        assert source.rejected == ()
+        assert list(source.rejected()) == []
     calls["stain"] = 0
     with pytest.raises(InputError, match=r"connection broke 2 times \(OperationalError 57P01\)"):
         read_source(COPATH.model_copy(update={"read_attempts": 2}), lis)
