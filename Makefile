@@ -7,7 +7,7 @@ TILE_PX ?= 224
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check lint types bench giant-step lock clean
+.PHONY: demo test check lint types bench downstream giant-step lock clean
 .DEFAULT_GOAL := demo
 
 $(INSTALLED): pyproject.toml requirements.lock
@@ -48,6 +48,11 @@ check: lint types test
 bench: $(INSTALLED)
 	@test -n "$(PART)" || { echo "say which part: make bench PART=slides|ingest|cohort|step|evaluate"; exit 2; }
 	$(BIN)/python -m tests.benchmarks.bench_$(PART)
+
+# Exports and features in other people's software, each in build/downstream/TOOL: timm-oldest, timm-newest, timm-early,
+# transformers, lazyslide, onnx, torch_program ...; without TOOL all of them (1 GB, the first time a few minutes).
+downstream: $(INSTALLED)
+	$(BIN)/python -m pytest -s -m downstream $(if $(TOOL),-k "$(TOOL)") tests/downstream
 
 giant-step: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.giant_step --tile-px $(TILE_PX)

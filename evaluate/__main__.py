@@ -67,15 +67,30 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Where to write the encoder.")],
     license_: LicenseOption,
     checkpoint: CheckpointOption = "best",
+    base_license: Annotated[
+        str | None, typer.Option(help="Licence of the weights that training started from, if they do not say it.")
+    ] = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also an ONNX program of the encoder; needs the extra export.")
+    ] = False,
+    torch_export: Annotated[bool, typer.Option("--torch-export", help="Also a torch.export program (.pt2).")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written; touch nothing.")] = False,
 ) -> None:
-    """The trained encoder as a folder that plain timm loads, checked on real tiles.
+    """The trained encoder as a folder that plain timm loads, checked on real tiles; aggregator and cards beside it.
 
     \b
-    Example: python -m evaluate export runs/breast exports/breast --license cc-by-nc-4.0
+    Example: python -m evaluate export runs/breast exports/breast --license cc-by-nc-4.0 --onnx
     """
-    from evaluate.whole import export_run
+    from evaluate.export import ExportOptions
+    from evaluate.export_run import checks, export_run, plan_export
 
-    print(f"encoder: {export_run(run_folder, folder, license_, checkpoint)}")
+    options = ExportOptions(onnx=onnx, torch_export=torch_export)
+    plan = plan_export(run_folder, folder, license_, checkpoint, base_license, options)
+    print(plan.describe())
+    if not dry_run:
+        exported = export_run(plan)
+        print(checks(plan, exported))
+        print(f"open {exported.folder / 'README.md'}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Predict, report and export of one run, put together: what the command line calls."""
+"""Predict and report of one run, and everything with export, put together: what the command line calls."""
 
 import json
 import math
@@ -9,12 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from evaluate.export import EncoderFacts, export_encoder
+from evaluate.export_run import checks, export_run, plan_export
 from evaluate.metrics import EvaluationConfig, Selection, evaluate_predictions
-from evaluate.model_card import model_card, read_metrics_document
 from evaluate.pictures import attention_folder, error_cases
 from evaluate.predict import predict, read_slide
 from evaluate.predictions import read_predictions
@@ -23,14 +19,10 @@ from evaluate.report.training import read_training_log
 from ingest.config import Section, to_toml
 from ingest.errors import InputError
 from ingest.manifest import read_dataset_card, read_table
-from ingest.slide import open_slide
 from pretrain.cohort import Cohort
 from pretrain.config import DataConfig, PretrainConfig, StepConfig
-from pretrain.encoder import build_encoder, preprocessing
 from pretrain.start import open_cohort
-from pretrain.trained import open_trained, require_same_geometry
-
-NUM_PARITY_TILES = 8
+from pretrain.trained import open_trained
 
 
 class EvaluateConfig(Section):
@@ -102,32 +94,16 @@ def report_run(run: Path, checkpoint: str, config: EvaluateConfig) -> Reported:
     return Reported(sentence, files.html)
 
 
-def export_run(run: Path, folder: Path, license: str, checkpoint: str) -> Path:
-    """The encoder of a run as a timm folder; see `export_encoder`."""
-    trained = open_trained(run, checkpoint)
-    cohort = open_cohort(trained.config)
-    require_same_geometry(trained, cohort)
-    encoder = build_encoder(trained.config.encoder)
-    encoder.load_state_dict(trained.parts["encoder"])
-    mean, std = preprocessing(trained.config.encoder)
-    size = trained.config.encoder.image_size_px
-    facts = EncoderFacts(
-        architecture=trained.config.encoder.name, model_args={} if size is None else {"img_size": size},
-        tile_size_px=trained.tile_size_px, tile_mpp=trained.tile_mpp, mean=mean, std=std, stain="H&E", license=license,
-        provenance={"weights": trained.digest, "manifest": trained.manifest_digest, "checkpoint": trained.checkpoint},
-    )  # fmt: skip
-    num_features = int(encoder.num_features)  # type: ignore[arg-type]
-    card = model_card(trained, cohort, num_features, license, read_metrics_document(run / "report" / "metrics.json"))
-    return export_encoder(encoder, facts, _real_tiles(cohort), card, folder)
-
-
 def run_all(run: Path, checkpoint: str, config: EvaluateConfig, license: str) -> None:
     """Everything, and the last lines: what the number is, what was left out, what to open."""
+    export = plan_export(
+        run, run / "encoder", license, checkpoint
+    )  # first: a missing licence must not come out at the end
     predict_run(run, checkpoint, config)
     reported = report_run(run, checkpoint, config)
-    folder = export_run(run, run / "encoder", license, checkpoint)
-    trained = open_trained(run, checkpoint)
-    manifest = trained.config.data.manifest
+    exported = export_run(export)
+    print(checks(export, exported))
+    manifest = export.trained.config.data.manifest
     print()
     for entity, tally in read_dataset_card(manifest)["ledger"].items():
         lost = ", ".join(f"{reason.split('/')[-1]} {count}" for reason, count in tally["left_out"].items())
@@ -136,6 +112,7 @@ def run_all(run: Path, checkpoint: str, config: EvaluateConfig, license: str) ->
     print("open:")
     print(f"  {reported.page}  the report, one file")
     print(f"  {manifest / 'card.md'}  the cohort: labels, splits, what was left out and why")
+    folder = exported.folder
     print(f"  {folder}  the encoder: timm.create_model('local-dir:{folder}', pretrained=True)")
     print(f"  tensorboard --logdir {run}  the training")
 
@@ -170,15 +147,6 @@ def _trained_prevalence(cohort: Cohort) -> float | None:
     total = math.fsum(slide.weight for slide in train)
     share = math.fsum(slide.weight * slide.targets[0] for slide in train) / total if total else 0.0
     return share if 0 < share < 1 else None
-
-
-def _real_tiles(cohort: Cohort) -> NDArray[np.uint8]:
-    slide = cohort.slides[0]
-    indices = slide.tile_indices()[:NUM_PARITY_TILES]
-    tiles = np.empty((len(indices), cohort.tile_size_px, cohort.tile_size_px, 3), np.uint8)
-    with open_slide(str(slide.path), mpp_override=slide.grid.slide_mpp) as opened:
-        opened.read_tiles(slide.grid, indices, tiles)
-    return tiles
 
 
 def _funnel(manifest: Path) -> list[FunnelStage]:

@@ -19,13 +19,16 @@ MIN_CELL_PATIENTS = 11  # the smallest cell that US public-use health tables sho
 STAGES = ("source", "identity", "report", "label", "join", "tiles", "policy")  # the order in which rows are left out
 
 
-def write_card(folder: Path) -> None:
-    """Write card.md, funnel.svg and, when tiles are counted, tile_counts.svg into a manifest folder.
+def write_card(manifest: Path, folder: Path | None = None) -> None:
+    """Write card.md, funnel.svg and, when tiles are counted, tile_counts.svg.
 
+    Args:
+        folder: where to; None is the manifest's own folder.
     Raises:
         ManifestError: as `summarise`.
     """
-    summary = summarise(folder, min_site_patients=MIN_CELL_PATIENTS)
+    folder = folder or manifest
+    summary = summarise(manifest, min_site_patients=MIN_CELL_PATIENTS)
     _write(folder / "funnel.svg", funnel_svg(funnel_steps(summary)))
     if summary.tiles is not None:
         tiles = summary.tiles

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ingest.errors import ConfigError
 from pretrain.config import EncoderConfig
+from pretrain.timm_folder import CONFIG, read_timm_folder, require_unchanged
 
 WRAPPERS = ("state_dict", "model", "teacher", "encoder")  # keys under which training codes keep the weights
 PREFIXES = ("module.", "backbone.", "encoder.", "_orig_mod.")
@@ -21,7 +22,10 @@ def build_encoder(config: EncoderConfig) -> nn.Module:
 
     Raises:
         ConfigError: no such model (nearest names are given), or weights that do not fit it.
+        InputError: a folder of weights is not what its SHA256SUMS says.
     """
+    if config.weights is not None and config.weights.is_dir():
+        require_unchanged(config.weights, only=(CONFIG, "model.safetensors"))
     model = _create(config)
     if config.weights is not None and config.weights.is_file():
         load_weights(model, config.weights, config.name)
@@ -87,6 +91,14 @@ def nearest_models(name: str, limit: int = 3) -> list[str]:
     return [by_plain[near] for near in difflib.get_close_matches(plain, by_plain, n=limit, cutoff=0.5)]
 
 
+def model_args(config: EncoderConfig) -> dict[str, Any]:
+    """What `timm.create_model` needs beside the name and `num_classes` to build this encoder for evaluation."""
+    folder = _folder(config)
+    given = {} if folder is None else dict(read_timm_folder(folder).model_args)
+    size = {} if config.image_size_px is None else {"img_size": config.image_size_px}
+    return {name: value for name, value in (given | size).items() if name not in ("num_classes", "in_chans")}
+
+
 def _create(config: EncoderConfig, empty: bool = False) -> nn.Module:
     import timm
 
@@ -95,13 +107,14 @@ def _create(config: EncoderConfig, empty: bool = False) -> nn.Module:
         options["drop_path_rate"] = config.drop_path_rate
     if config.image_size_px is not None:
         options["img_size"] = config.image_size_px
-    folder = config.weights if config.weights is not None and config.weights.is_dir() else None
-    if config.weights is not None and not config.weights.exists():
-        raise ConfigError(f"encoder.weights {config.weights.name}: no such file or folder; give one that exists")
-    if folder is not None and not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"encoder.weights {folder.name}: a timm folder has a config.json, this one has none; give its weight file"
-        )
+    folder = _folder(config)
+    if folder is not None:
+        held = read_timm_folder(folder).architecture
+        if held != config.name.split(".")[0]:
+            raise ConfigError(
+                f"encoder.weights {folder.name}: holds a {held}, encoder.name is {config.name}; set encoder.name = "
+                f"{held} or give another folder"
+            )
     if folder is None and not timm.is_model(config.name):
         near = nearest_models(config.name)
         hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
@@ -112,6 +125,14 @@ def _create(config: EncoderConfig, empty: bool = False) -> nn.Module:
     except (TypeError, RuntimeError, FileNotFoundError) as error:
         where = config.name if folder is None else folder.name
         raise ConfigError(f"encoder {where}: {str(error).splitlines()[0]}; check the options of [encoder]") from error
+
+
+def _folder(config: EncoderConfig) -> Path | None:
+    if config.weights is None:
+        return None
+    if not config.weights.exists():
+        raise ConfigError(f"encoder.weights {config.weights.name}: no such file or folder; give one that exists")
+    return config.weights if config.weights.is_dir() else None
 
 
 @cache

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from ingest.geometry import TileGrid, pack_mask
-from ingest.manifest import Provenance, table_from_rows, write_table
+from ingest.manifest import Provenance, table_from_rows, write_dataset_card, write_table
 from ingest.svs import write_svs
 from pretrain.config import PretrainConfig
 
@@ -19,7 +19,7 @@ SPLITS = ("train", "train", "train", "train", "tune", "tune", "test", "test")
 def write_small_cohort(folder: Path, seed: int = 0) -> PretrainConfig:
     """Eight slides of 8 patients, 11 to 18 tiles each: stripes (positive) or dots; returns a configuration to train on it."""
     generator = np.random.default_rng(seed)
-    slides, tiles, locations, splits = [], [], [], []
+    slides, tiles, specimens, locations, splits = [], [], [], [], []
     for number, split in enumerate(SPLITS):
         slide_key, patient_key, label = f"slide{number}", f"patient{number}", number % 2
         num_rows, num_columns = 4, 5
@@ -34,15 +34,20 @@ def write_small_cohort(folder: Path, seed: int = 0) -> PretrainConfig:
                   "tissue_mm2": 0.1}  # fmt: skip
         slides.append({**common, "patient_key": patient_key, "case_key": f"case{number}", "specimen_key": f"part{number}",
                        "label": ("benign", "cancer")[label], "y_cancer": label, "mpp": 0.5, "split": split, "weight": 1.0,
-                       "site": "breast", "centre": "north"})  # fmt: skip
+                       "site": "breast", "centre": "north", "stain": "H&E"})  # fmt: skip
+        specimens.append({**slides[-1], "atypia": False, "num_slides": 1})
         tiles.append({**common, "slide_mpp": 0.5, "tile_size_px": TILE_PX, "tile_mpp": 0.5, "num_columns": num_columns,
                       "num_rows": num_rows, "mask": pack_mask(mask.reshape(num_rows, num_columns)), "reader": "tiff"})  # fmt: skip
         locations.append({"slide_key": slide_key, "path": str(path)})
         splits.append({"patient_key": patient_key, "scheme": "holdout", "fold": 0, "split": split})
     manifest, vault = folder / "manifest", folder / "vault"
-    for name, rows in (("slides", slides), ("tiles", tiles), ("splits", splits)):
-        extra = {"y_cancer": pa.int8()} if name == "slides" else None
+    for name, rows in (("slides", slides), ("tiles", tiles), ("specimens", specimens), ("splits", splits)):
+        extra = {"y_cancer": pa.int8()} if name in ("slides", "specimens") else None
         write_table(manifest, name, table_from_rows(name, rows, extra), PROVENANCE)
+    write_dataset_card(manifest, PROVENANCE, {}, {
+        "ledger": {"slide": {"in": 9, "used": 8, "left_out": {"tiles/blank": 1}}},
+        "funnel": [["scans in the LIS", 9], ["with a target", 8]],
+    })  # fmt: skip
     write_table(vault, "locations", table_from_rows("locations", locations), PROVENANCE)
     return PretrainConfig.model_validate({
         "data": {"manifest": manifest, "vault": vault, "slides_per_epoch": 1.0},

@@ -4,17 +4,15 @@ import gzip
 import json
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from evaluate.export import load_exported
 from evaluate.predict import read_slide
 from evaluate.predictions import read_predictions
-from evaluate.whole import EvaluateConfig, attention_run, export_run, predict_run, report_run
+from evaluate.whole import EvaluateConfig, attention_run, predict_run, report_run
 from ingest.config import load_config
 from ingest.errors import ConfigError, InputError, ManifestError
-from ingest.manifest import read_table, write_dataset_card, write_table
+from ingest.manifest import read_table, write_table
 from pretrain.config import PretrainConfig
 from pretrain.loop import train
 from pretrain.start import open_run
@@ -25,10 +23,6 @@ from tests.small_cohort import PROVENANCE, with_settings, write_small_cohort
 def trained(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
     folder = tmp_path_factory.mktemp("trained")
     config = with_settings(write_small_cohort(folder), run={"num_epochs": 3})
-    write_dataset_card(config.data.manifest, PROVENANCE, {}, {
-        "ledger": {"slide": {"in": 9, "used": 8, "left_out": {"tiles/blank": 1}}},
-        "funnel": [["scans in the LIS", 9], ["with a target", 8]],
-    })  # fmt: skip
     with open_run(config, resume=False) as run:
         train(run)
     predict_run(config.run.folder, "best", EvaluateConfig())
@@ -93,30 +87,6 @@ def test_the_report_says_what_was_selected_on_and_holds_no_path(trained: Pretrai
     assert "http://" not in page.replace("http://www.w3.org", "")
     metrics = json.loads((trained.run.folder / "report" / "metrics.json").read_text())
     assert metrics["levels"]["slide"]["num_units"] == 2
-
-
-def test_the_exported_encoder_loads_in_timm_and_carries_the_card(trained: PretrainConfig, tmp_path: Path) -> None:
-    report_run(trained.run.folder, "best", EvaluateConfig())
-    folder = export_run(trained.run.folder, tmp_path / "encoder", "cc0-1.0", "best")
-    assert load_exported(folder).num_features == 96
-    card = (folder / "README.md").read_text()
-    assert "license: cc0-1.0" in card
-    assert "Measured on the test part" in card
-    config = json.loads((folder / "config.json").read_text())
-    assert config["pathology"]["mpp"] == 0.5
-    assert config["pathology"]["tile_size_px"] == 32
-    with pytest.raises(ConfigError, match="--license is required"):
-        export_run(trained.run.folder, tmp_path / "other", "", "best")
-
-
-def test_a_run_can_start_from_an_exported_encoder(trained: PretrainConfig, tmp_path: Path) -> None:
-    folder = export_run(trained.run.folder, tmp_path / "encoder", "cc0-1.0", "best")
-    again = with_settings(trained, encoder={"weights": folder}, run={"folder": tmp_path / "run", "num_epochs": 1})
-    with open_run(again, resume=False) as run:
-        assert run.models.encoder is not None
-        started = run.models.encoder.state_dict()["conv1.0.weight"].clone()
-        train(run)
-    assert np.array_equal(started.numpy(), load_exported(folder).state_dict()["conv1.0.weight"].numpy())
 
 
 def test_attention_pictures_of_one_slide(trained: PretrainConfig, tmp_path: Path) -> None:
