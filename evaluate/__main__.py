@@ -166,6 +166,64 @@ def mccv(
 
 
 @app.command()
+def features(
+    source: Annotated[str, typer.Argument(help="Run folder, encoder folder (timm), MODEL:random or MODEL:FILE.")],
+    out: Annotated[Path, typer.Argument(help="Where to write the features.")],
+    manifest: Annotated[Path | None, typer.Option(help="Slides to encode; of a run: its own.")] = None,
+    vault: Annotated[Path | None, typer.Option(help="Holds their places on disk; of a run: its own.")] = None,
+    checkpoint: CheckpointOption = "best",
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")] = False,
+) -> None:
+    """Features of every slide for other tools: TRIDENT's h5, on wish bags of torch tensors and STAMP's files. Resumable.
+
+    \b
+    Examples: python -m evaluate features runs/breast features --set features.also='["bags","stamp"]'
+              python -m evaluate features exports/breast features --manifest manifests/lung --vault vault/lung
+              torchrun --nproc-per-node 4 -m evaluate features runs/breast features
+    """
+    from evaluate.features import features_run
+    from evaluate.whole import EvaluateConfig
+    from ingest.config import load_config, to_toml
+
+    resolved = load_config(EvaluateConfig, "evaluate", config, set_ or []).features
+    print(to_toml("features", resolved), end="")
+    features_run(source, checkpoint, manifest, vault, out, resolved, dry_run)
+
+
+@app.command()
+def probe(
+    encoders: Annotated[
+        list[str], typer.Argument(help="NAME=SOURCE or SOURCE: run folder, timm folder, MODEL:random or MODEL:FILE.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o")] = Path("probe"),
+    tiles: Annotated[
+        Path | None, typer.Option(help="Labelled tiles: patient_id, label, png; or slide_key, x, y, label.")
+    ] = None,
+    manifest: Annotated[Path | None, typer.Option(help="Slides to probe on; of a run: its own.")] = None,
+    vault: Annotated[Path | None, typer.Option(help="Holds their places on disk; of a run: its own.")] = None,
+    checkpoint: CheckpointOption = "best",
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")] = False,
+) -> None:
+    """How good encoders are: linear probe and nearest neighbours on tiles, frozen against end to end on slides.
+
+    \b
+    Examples: python -m evaluate probe ours=runs/breast imagenet=weights/resnet18 --out probes/breast
+              python -m evaluate probe ours=exports/breast --tiles patches.parquet
+    """
+    from evaluate.probe import probe_run
+    from evaluate.whole import EvaluateConfig
+    from ingest.config import load_config, to_toml
+
+    resolved = load_config(EvaluateConfig, "evaluate", config, set_ or [])
+    print(to_toml("probe", resolved.probe), end="")
+    probe_run(encoders, tiles, manifest, vault, out, checkpoint, resolved.probe, resolved.features, dry_run)
+
+
+@app.command()
 def attention(
     run_folder: RunArgument,
     slides: Annotated[list[str], typer.Argument(help="slide_key of predictions.parquet.")],

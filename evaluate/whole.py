@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.export_run import checks, export_run, plan_export
+from evaluate.features import FeaturesConfig
 from evaluate.metrics import EvaluationConfig, Selection, evaluate_predictions
 from evaluate.pictures import attention_folder, error_cases
 from evaluate.predict import predict, read_slide
 from evaluate.predictions import read_predictions
+from evaluate.probe_config import ProbeConfig
 from evaluate.report.build import FunnelStage, build_report, worst_errors
 from evaluate.report.training import read_training_log
 from ingest.config import Section, to_toml
@@ -32,6 +34,8 @@ class EvaluateConfig(Section):
     step: StepConfig = StepConfig()  # layout and memory of prediction; one process unless started under torchrun
     reader: DataConfig = DataConfig()  # only its reader settings are used
     metrics: EvaluationConfig = EvaluationConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    probe: ProbeConfig = ProbeConfig()
 
 
 @dataclass(frozen=True, slots=True)
