@@ -1,5 +1,5 @@
 # make demo   the whole path on a demo hospital: records -> manifest -> training -> report (2 minutes on 2 cores)
-# make test   the tests; make check adds lint and types; make bench PART=slides|ingest|cohort|step|evaluate|features measures
+# make test   the tests; make check adds lint and types; make bench PART=slides|ingest|cohort|step|training|evaluate|features measures
 PYTHON ?= python3
 DEVICE ?= cpu
 SEED ?= 7
@@ -46,7 +46,7 @@ types: $(INSTALLED)
 check: lint types test
 
 bench: $(INSTALLED)
-	@test -n "$(PART)" || { echo "say which part: make bench PART=slides|ingest|cohort|step|evaluate|features"; exit 2; }
+	@test -n "$(PART)" || { echo "say which part: make bench PART=slides|ingest|cohort|step|training|evaluate|features"; exit 2; }
 	$(BIN)/python -m tests.benchmarks.bench_$(PART)
 
 # Exports and features in other people's software, each in build/downstream/TOOL: timm-oldest, timm-newest, timm-early,

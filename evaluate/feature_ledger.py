@@ -11,7 +11,6 @@ from pathlib import Path
 
 from ingest.atomic import atomic_file
 from ingest.errors import GateError
-from ingest.ledger import Loss, balance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +55,15 @@ def merge_parts(folder: Path, num_slides: int, num_ranks: int, encoder_sha256: s
     failed = [item for part in parts for item in part["failed"].items()]
     if len({key for key, _ in told + failed}) != len(told + failed):
         raise GateError("ledger of features does not add up: a slide is told twice; please report this as a defect")
-    losses = [Loss("slide", key, "features", "failed", reason) for key, reason in failed]
-    tally = balance("slide", num_slides, len(told), losses)
+    if len(told) + len(failed) != num_slides:
+        raise GateError(
+            f"ledger of features does not add up: {num_slides} slides in, {len(told)} written or skipped, {len(failed)} failed; "
+            "please report this as a defect"
+        )
     outcome = Outcome(
         written=tuple(sorted(key for key, status in told if status == "written")),
         skipped=tuple(sorted(key for key, status in told if status == "skipped")),
-        failed={loss.key: loss.reason for loss in tally.losses},
+        failed=dict(sorted(failed)),
     )
     document = {
         "encoder_sha256": encoder_sha256, "in": num_slides, "written": len(outcome.written),

@@ -50,9 +50,8 @@ def predict_run(run: Path, checkpoint: str, config: EvaluateConfig) -> Path:
     """`predictions.parquet` of a run, in its folder."""
     trained = open_trained(run, checkpoint)
     cohort = open_cohort(trained.config)
-    data = trained.config.data.model_copy(
-        update={name: getattr(config.reader, name) for name in ("reader", "reader_threads", "slides_ahead")}
-    )
+    of_reading = ("reader", "reader_threads", "slides_ahead", "ahead_gib", "cache", "cache_gib")
+    data = trained.config.data.model_copy(update={name: getattr(config.reader, name) for name in of_reading})
     step = config.step
     if step.layout == "single" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         step = step.model_copy(update={"layout": "shared"})
@@ -136,9 +135,11 @@ def attention_run(
 
 def _without_places(config: PretrainConfig) -> PretrainConfig:
     """The configuration with folder names in place of paths: a report is passed around, a site's paths are not."""
+    cache = config.data.cache
     data = config.data.model_copy(
-        update={"manifest": Path(config.data.manifest.name), "vault": Path(config.data.vault.name)}
-    )
+        update={"manifest": Path(config.data.manifest.name), "vault": Path(config.data.vault.name),
+                "cache": None if cache is None else Path(cache.name)}
+    )  # fmt: skip
     weights = config.encoder.weights
     encoder = config.encoder.model_copy(update={"weights": None if weights is None else Path(weights.name)})
     run = config.run.model_copy(update={"folder": Path(config.run.folder.name)})

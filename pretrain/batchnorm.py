@@ -5,6 +5,13 @@ frozen        the running statistics normalise and do not move; scale and shift 
 synchronised  the statistics of chunk i are those of chunk i on all ranks of the slide together
 
 Running statistics move once per chunk: the second pass over a chunk uses `statistics_held`.
+
+A chunk holds tiles of one slide, so per_chunk training takes away what the tiles of a slide have in common; evaluation, with
+statistics pooled over slides, does not. With few slides that can decide over the result. On 75 training slides of at most 24
+real patches (a small ResNet, 6 epochs) patients not seen were scored at an AUC of 0.43 with running statistics, 0.44 with
+statistics measured anew over all training slides, and 0.74 with each slide's own, as in training; on another split at 0.86,
+0.85 and 0.82. Measuring anew is therefore no remedy, and is not offered. `frozen` with pretrained weights, or an encoder
+without BatchNorm, keeps training and evaluation alike.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,9 @@
 """Checkpoints: one folder per save, whole or absent, with a SHA-256 of each file, loaded without running code.
 
-`checkpoints/step_00000120/{model.pt, training.pt, SHA256SUMS}`; `last` and `best` are symbolic links. Rank 0 writes
+`checkpoints/step_00000120/{encoder.pt, ..., training.pt, SHA256SUMS}`; `last` and `best` are symbolic links. Rank 0 writes
 alone: the other ranks send it their share first, so no shared disk is needed between nodes.
+A kill at any moment leaves the checkpoints that were there: a save never replaces a folder (a second one of the same step
+gets a name of its own), and a folder that is given up is renamed before its files go.
 """
 
 import hashlib
@@ -17,6 +19,7 @@ from ingest.atomic import atomic_folder
 from ingest.errors import InputError
 
 SUMS = "SHA256SUMS"
+LEFTOVER = ".step_"  # what the names of temporary and discarded folders begin with
 
 
 def save_checkpoint(run: Path, step: int, parts: Mapping[str, Any], *, keep: int, best: bool = False) -> Path:
@@ -25,7 +28,7 @@ def save_checkpoint(run: Path, step: int, parts: Mapping[str, Any], *, keep: int
     Args:
         keep: how many of the newest folders stay; the one `best` points to always stays.
     """
-    folder = run / "checkpoints" / f"step_{step:08d}"
+    folder = _unused_folder(run, step)
     with atomic_folder(folder) as temporary:
         lines = []
         for name, state in sorted(parts.items()):
@@ -36,10 +39,31 @@ def save_checkpoint(run: Path, step: int, parts: Mapping[str, Any], *, keep: int
     _link(folder, "last")
     if best:
         _link(folder, "best")
-    for old in _folders(run)[:-keep]:
-        if old.name not in {_target(run, "best"), _target(run, "last")}:
-            shutil.rmtree(old)
+    kept = {folder.name, _target(run, "best"), *(each.name for each in _newest_of_each_step(run)[-keep:])}
+    for old in _folders(run):
+        if old.name not in kept:
+            _discard(old)
     return folder
+
+
+def remove_leftovers(run: Path) -> None:
+    """Delete what a killed save left half written; only for the process that writes, before it does."""
+    for leftover in (run / "checkpoints").glob(f"{LEFTOVER}*"):
+        if leftover.is_symlink() or leftover.is_file():
+            leftover.unlink()
+        else:
+            shutil.rmtree(leftover)
+
+
+def weights_digest(parts: Mapping[str, Any]) -> str:
+    """SHA-256 over names, types, shapes and values of all weights and buffers of encoder, aggregator and heads."""
+    states = {"encoder": parts["encoder"], **parts["aggregator"]}
+    digest = hashlib.sha256()
+    for name, state in sorted(states.items()):
+        for key, value in sorted(state.items()):
+            digest.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_checkpoint(folder: Path, only: Collection[str] | None = None) -> dict[str, Any]:
@@ -92,13 +116,34 @@ def _folders(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step_*"))
 
 
+def _newest_of_each_step(run: Path) -> list[Path]:
+    return list({folder.name.split("_")[1]: folder for folder in _folders(run)}.values())
+
+
+def _unused_folder(run: Path, step: int) -> Path:
+    """`step_00000120`; `step_00000120_001`, ... where that step was saved before (validation, or a resumed run)."""
+    name = f"step_{step:08d}"
+    taken = [
+        int(folder.name.removeprefix(name).strip("_") or "0")
+        for folder in _folders(run)
+        if folder.name.startswith(name)
+    ]
+    return run / "checkpoints" / (f"{name}_{max(taken) + 1:03d}" if taken else name)
+
+
+def _discard(folder: Path) -> None:
+    hidden = folder.with_name(f"{LEFTOVER}{folder.name}")
+    os.replace(folder, hidden)  # at once, so that a half-deleted folder is never taken for a checkpoint
+    shutil.rmtree(hidden)
+
+
 def _target(run: Path, link: str) -> str | None:
     path = run / "checkpoints" / link
     return os.readlink(path) if path.is_symlink() else None
 
 
 def _link(folder: Path, name: str) -> None:
-    temporary = folder.parent / f".{name}.tmp"
+    temporary = folder.parent / f"{LEFTOVER}{name}.tmp"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(folder.name)
     os.replace(temporary, folder.parent / name)

@@ -40,7 +40,7 @@ class CohortSlide:
     def tile_indices(self) -> NDArray[np.int64]:
         """[T] indices of the tissue tiles in the grid, rising."""
         mask = unpack_mask(self.mask, self.grid.num_rows, self.grid.num_columns)
-        return np.flatnonzero(mask.ravel()).astype(np.int64)
+        return np.flatnonzero(mask.ravel()).astype(np.int64, copy=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,6 @@ A reader that dies, or a slot that does not come in time, raises with the slide'
 
 import mmap
 import os
-import re
 import signal
 import time
 from collections import deque
@@ -23,10 +22,12 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.errors import ConfigError, SlideError
+from ingest.errors import SlideError
 from ingest.geometry import TileGrid
 from ingest.read_plan import ReadReport
 from ingest.slide import ReaderName, Slide, open_slide
+from pretrain.cache import TileCache, cache_key
+from pretrain.room import check_memory, ring_bytes
 
 _ORPHAN_CHECK_SECONDS = 5.0  # how often an idle reader looks whether its trainer still lives
 _CLOSE_SECONDS = 5.0
@@ -40,6 +41,7 @@ class ReadRequest:
         slide_key: names the slide in errors.
         grid: as stored when the tiles were counted; its `slide_mpp` overrules the file.
         tile_indices: int64 [K], rising; a contiguous run decodes least.
+        keep: the same tiles will be asked for again: worth a place in the cache, if there is one.
     """
 
     slide_key: str
@@ -47,6 +49,7 @@ class ReadRequest:
     grid: TileGrid
     tile_indices: NDArray[np.int64] = field(repr=False)
     reader: ReaderName = "auto"
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class Slot:
         error: why there are no tiles (K is 0 then); every rank must leave this slide out together.
         decode_seconds: wall time of opening and reading.
         number: which slot of the ring it is.
+        from_cache: the tiles were not decoded but came from the cache.
     """
 
     request: ReadRequest
@@ -66,6 +70,7 @@ class Slot:
     error: SlideError | None
     decode_seconds: float
     number: int
+    from_cache: bool
 
 
 class SlideFeeder:
@@ -86,6 +91,7 @@ class SlideFeeder:
         num_slots: int = 3,
         num_threads: int = 1,
         timeout_seconds: float = 600.0,
+        cache: tuple[Path, int] | None = None,
     ) -> None:
         """Start the reader and reserve the memory.
 
@@ -93,13 +99,14 @@ class SlideFeeder:
             tiles_per_slot: the most tiles of one request; 4,096 tiles of 224 px are 617 MB.
             num_threads: decoding threads of the reader.
             timeout_seconds: the longest that `get` waits for one request.
+            cache: folder and byte budget of a `TileCache`.
         Raises:
             ConfigError: the ring does not fit into the memory that is left.
         """
         self.tiles_per_slot, self.tile_size_px, self.num_slots = tiles_per_slot, tile_size_px, num_slots
         self._timeout_seconds = timeout_seconds
-        num_bytes = num_slots * tiles_per_slot * (3 * tile_size_px**2 + 8)
-        _check_memory(num_bytes, num_slots, tiles_per_slot)
+        num_bytes = ring_bytes(num_slots, tiles_per_slot, tile_size_px)
+        check_memory(num_bytes, num_slots, tiles_per_slot)
         descriptor = os.memfd_create("slide_feeder", os.MFD_CLOEXEC)
         try:
             os.posix_fallocate(descriptor, 0, num_bytes)
@@ -108,7 +115,7 @@ class SlideFeeder:
             self._connection, theirs = context.Pipe()
             self._process = context.Process(
                 target=_read_for_ever,
-                args=(theirs, num_slots, tiles_per_slot, tile_size_px, num_threads),
+                args=(theirs, num_slots, tiles_per_slot, tile_size_px, num_threads, cache),
                 name="slide reader",
                 daemon=True,
             )
@@ -176,12 +183,12 @@ class SlideFeeder:
         try:
             if not self._connection.poll():
                 raise self._fail(self._why_no_slot(request))
-            error, report, seconds = self._connection.recv()
+            error, report, seconds, from_cache = self._connection.recv()
         except (EOFError, OSError):
             raise self._fail(self._why_no_slot(request)) from None
         self._reading.popleft()
         num_tiles = len(request.tile_indices) if error is None else 0
-        slot = Slot(request, self._ring.tiles[number, :num_tiles], report, error, seconds, number)
+        slot = Slot(request, self._ring.tiles[number, :num_tiles], report, error, seconds, number, from_cache)
         self._in_use[number] = slot
         return slot
 
@@ -212,7 +219,7 @@ class SlideFeeder:
             self._ring.indices[number, :num_tiles] = request.tile_indices
             try:
                 self._connection.send(
-                    (number, num_tiles, request.slide_key, request.path, request.grid, request.reader)
+                    (number, num_tiles, request.slide_key, request.path, request.grid, request.reader, request.keep)
                 )
             except OSError:
                 raise self._fail(self._why_no_slot(self._reading[0][0])) from None
@@ -252,8 +259,9 @@ class _Ring:
 
 
 def _read_for_ever(
-    connection: Connection, num_slots: int, tiles_per_slot: int, tile_size_px: int, num_threads: int
-) -> None:
+    connection: Connection, num_slots: int, tiles_per_slot: int, tile_size_px: int, num_threads: int,
+    cache_place: tuple[Path, int] | None,
+) -> None:  # fmt: skip
     """The reader process: a request comes in, the slot is filled, the report goes out."""
     import cv2
 
@@ -263,22 +271,28 @@ def _read_for_ever(
     ring = _Ring(descriptor, num_slots, tiles_per_slot, tile_size_px)
     os.close(descriptor)
     last = _LastSlide()
+    cache = TileCache(*cache_place) if cache_place is not None else None
     trainer = os.getppid()
     try:
         while True:
             while not connection.poll(_ORPHAN_CHECK_SECONDS):
                 if os.getppid() != trainer:
                     return
-            number, num_tiles, slide_key, path, grid, reader = connection.recv()
+            number, num_tiles, slide_key, path, grid, reader, keep = connection.recv()
             indices, tiles = ring.indices[number, :num_tiles], ring.tiles[number, :num_tiles]
             started_at = time.monotonic()
             error: SlideError | None = None
             report = ReadReport((), 0)
-            try:
-                report = last.open(slide_key, path, grid, reader).read_tiles(grid, indices, tiles, num_threads)
-            except SlideError as caught:
-                error = type(caught)(caught.reason, f"slide {slide_key}: {caught}")
-            connection.send((error, report, time.monotonic() - started_at))
+            key = cache_key(slide_key, Path(path), grid, indices, reader) if cache is not None and keep else None
+            from_cache = cache is not None and key is not None and cache.fetch(key, tiles)
+            if not from_cache:
+                try:
+                    report = last.open(slide_key, path, grid, reader).read_tiles(grid, indices, tiles, num_threads)
+                except SlideError as caught:
+                    error = type(caught)(caught.reason, f"slide {slide_key}: {caught}")
+                if cache is not None and key is not None and error is None and not report.bad:
+                    cache.store(key, tiles)
+            connection.send((error, report, time.monotonic() - started_at, from_cache))
     except (EOFError, BrokenPipeError):
         return  # the trainer closed its end
     finally:
@@ -310,23 +324,3 @@ class _LastSlide:
         if self._slide is not None:
             self._slide.close()
         self._slide = None
-
-
-def _check_memory(num_bytes: int, num_slots: int, tiles_per_slot: int) -> None:
-    available = _available_bytes()
-    if available is not None and num_bytes > available:
-        raise ConfigError(
-            f"feeder: {num_slots} slots of {tiles_per_slot:,} tiles need {num_bytes / 1e9:.1f} GB, "
-            f"{available / 1e9:.1f} GB are free; use fewer slots, fewer tiles per slot, or more ranks"
-        )
-
-
-def _available_bytes() -> int | None:
-    """Memory left on the machine, or all that its control group allows, whichever is less; None if nothing tells."""
-    limits: list[int] = []
-    meminfo, group_limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-    if meminfo.exists() and (found := re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())):
-        limits.append(int(found[1]) * 1024)
-    if group_limit.exists() and (text := group_limit.read_text().strip()).isdigit():
-        limits.append(int(text))  # what is used of it counts the page cache, which gives way
-    return min(limits, default=None)

@@ -1,16 +1,19 @@
-"""What a run leaves to read: `metrics.jsonl` (the truth, one line per step and per epoch) and TensorBoard (a view of it)."""
+"""What a run leaves to read: `metrics.jsonl` (the truth: one line per step and per epoch), `result.json`, `environment.json`."""
 
 import importlib.metadata
 import json
 import os
 import platform
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+import torch
+
 from ingest.atomic import atomic_file
-from ingest.progress import progress_line
+from pretrain.board import Board
+from pretrain.validate import Scores
 
 PACKAGES = (
     "fullslide",
@@ -25,54 +28,33 @@ PACKAGES = (
     "openslide-python",
     "cucim-cu13",
 )
-PLAIN_INTERVAL_STEPS = 20
 
 
 class RunRecord:
     """Writes lines as they happen; opened on rank 0 only."""
 
-    def __init__(self, folder: Path, resume_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # 2.7 s to import: rank 0 only
-
+    def __init__(self, folder: Path, board: Board, *, at_step: int, at_epoch: int) -> None:
+        """`at_step` and `at_epoch` are those of the checkpoint that is resumed, 0 for a new run."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         if path.exists():
-            _drop_after(path, resume_step)
+            _drop_after(path, at_step, at_epoch)
         self._lines = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+        self._board = board
 
     def step(self, step: int, line: dict[str, Any]) -> None:
         """One optimisation step; `seconds` is a mapping of phase to seconds, all else are numbers or keys."""
         self._write({"kind": "step", "step": step, **line})
-        for name in (
-            "loss",
-            "learning_rate",
-            "num_tiles",
-            "tiles_per_second",
-            "encoder_gradient_norm",
-            "aggregator_gradient_norm",
-        ):
-            if name in line:
-                self._scalar(f"step/{name}", line[name], step)
-        for phase, seconds in line.get("seconds", {}).items():
-            self._scalar(f"seconds/{phase}", seconds, step)
+        self._board.step(step, line)
 
-    def epoch(self, step: int, line: dict[str, Any]) -> None:
-        """The end of an epoch: training loss, tune AUC per task, share of the time spent waiting for tiles."""
+    def epoch(self, step: int, line: dict[str, Any], scores: Scores) -> None:
+        """The end of an epoch: training loss, tune AUC per task, how the tiles came."""
         self._write({"kind": "epoch", "step": step, **line})
-        for name, value in line.items():
-            if isinstance(value, int | float) and name != "epoch":
-                self._scalar(f"epoch/{name}", value, step)
-        for task, auc in line.get("tune_auc", {}).items():
-            if auc is not None:
-                self._scalar(f"epoch/tune_auc_{task}", auc, step)
+        self._board.epoch(step, line, scores)
 
     def _write(self, line: dict[str, Any]) -> None:
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._lines.flush()
-
-    def _scalar(self, name: str, value: float, step: int) -> None:
-        self._board.add_scalar(name, value, step)
 
     def __enter__(self) -> "RunRecord":
         return self
@@ -84,13 +66,10 @@ class RunRecord:
         self._board.close()
 
 
-def print_step(epoch: int, done: int, total: int, elapsed_seconds: float, loss: float, num_tiles: int) -> None:
-    """A line that moves on a terminal; elsewhere every 20th step."""
-    line = f"{progress_line(f'epoch {epoch + 1}', done, total, elapsed_seconds)}, loss {loss:.3f}, {num_tiles:,} tiles"
-    if sys.stderr.isatty():
-        print(f"\r{line}\x1b[K", end="" if done < total else "\n", file=sys.stderr, flush=True)
-    elif done % PLAIN_INTERVAL_STEPS == 0 or done == total:
-        print(line, file=sys.stderr, flush=True)
+def write_result(folder: Path, facts: Mapping[str, Any]) -> None:
+    """`result.json`: why training ended, by which rule `best` was chosen, and the digest of the last weights."""
+    with atomic_file(folder / "result.json") as temporary:
+        temporary.write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_environment(folder: Path, world_size: int, device: str, manifest_digest: str) -> None:
@@ -123,15 +102,26 @@ def read_metrics(folder: Path, kind: Kind) -> list[dict[str, Any]]:
         return [line for line in map(json.loads, stream) if line["kind"] == kind]
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Lines of steps that the resumed checkpoint does not know will be written again; a line cut by a kill goes too."""
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory so far: allocated on a GPU since the last call, or resident for the process on a CPU (slots included)."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    # VmHWM, because ru_maxrss of a process begins with that of its parent.
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
+def _drop_after(path: Path, step: int, epoch: int) -> None:
+    """Lines that the resumed checkpoint does not know will be written again; a line cut by a kill goes too."""
     kept = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
             break  # only the last line can be cut
-        if line["step"] <= step:
+        if line["step"] <= step and (line["kind"] != "epoch" or line["epoch"] < epoch):
             kept.append(text + "\n")
     with atomic_file(path) as temporary:
         temporary.write_text("".join(kept), encoding="utf-8")

@@ -12,6 +12,8 @@ from ingest.atomic import atomic_file
 from ingest.config import to_toml
 from ingest.errors import ConfigError
 from pretrain.aggregator import build_aggregator
+from pretrain.average import start_average
+from pretrain.board import Board
 from pretrain.clusters import with_clusters
 from pretrain.cohort import Cohort, load_cohort
 from pretrain.config import PretrainConfig
@@ -44,22 +46,26 @@ def open_run(config: PretrainConfig, resume: bool) -> Iterator[Run]:
     with ExitStack() as stack:
         stack.callback(team.close)
         cohort = open_cohort(config)
-        parts = load(config, team, resume)
+        parts = load(config, cohort.manifest_digest, team, resume)
+        stop = StopRequest()
+        stack.callback(stop.close)
+        # The feed first, because its reader process starts up while the models are built.
+        with _stop_signals_held():
+            feed = stack.enter_context(TileFeed(config.data, cohort, team, config.step.timeout_seconds))
         models = ready_models(build_models(config, team), team, config.step)
         optimisers = build_optimisers(models, config.encoder, config.optim)
+        average = start_average(models, team) if config.optim.ema_decay is not None else None
         scale = LossScale()
-        at = restore(parts, models, optimisers, scale) if parts is not None else Position()
+        at = restore(parts, models, optimisers, average, scale) if parts is not None else Position()
         record = None
         if team.rank == 0:
             _write_folder(config, cohort, team)
-            record = stack.enter_context(RunRecord(config.run.folder, at.step))
-        stop = StopRequest()
-        stack.callback(stop.close)
-        with _stop_signals_held():
-            feed = stack.enter_context(TileFeed(config.data, cohort, team, config.step.timeout_seconds))
+            counts = {part: [slide.num_tiles for slide in cohort.part(part)] for part in ("train", "tune")}
+            board = Board(config.run.folder, at.step, config, cohort.tasks, counts)
+            record = stack.enter_context(RunRecord(config.run.folder, board, at_step=at.step, at_epoch=at.epoch))
         try:
-            yield Run(config=config, cohort=cohort, team=team, models=models, optimisers=optimisers, feed=feed,
-                      record=record, scale=scale, at=at, stop=stop)  # fmt: skip
+            yield Run(config=config, cohort=cohort, team=team, models=models, optimisers=optimisers, average=average,
+                      feed=feed, record=record, scale=scale, at=at, stop=stop)  # fmt: skip
         except SystemExit:  # stopped by a signal
             _leave_together(team)
             raise

@@ -75,7 +75,7 @@ def ready_models(models: Models, team: Team, config: StepConfig) -> Models:
         encoder = encoder.to(team.device)
         if config.channels_last:
             encoder = encoder.to(memory_format=torch.channels_last)
-        _copy_from_first(encoder, team.encoder_group)
+        copy_from_first(encoder, team.encoder_group)
         if config.batch_norm == "synchronised":
             encoder = synchronise(encoder, team.slide_group)
         if config.compile:
@@ -83,7 +83,7 @@ def ready_models(models: Models, team: Team, config: StepConfig) -> Models:
             encoder.compile(dynamic=True, options={"fallback_random": True})
     for module in (models.aggregator, models.heads):
         if module is not None:
-            _copy_from_first(module.to(team.device), team.aggregator_group)
+            copy_from_first(module.to(team.device), team.aggregator_group)
     return Models(encoder=encoder, aggregator=models.aggregator, heads=models.heads)
 
 
@@ -283,7 +283,7 @@ def _check_synchronised(counts: Sequence[int], team: Team, config: StepConfig, s
         )
 
 
-def _copy_from_first(module: nn.Module, group: dist.ProcessGroup | None) -> None:
+def copy_from_first(module: nn.Module, group: dist.ProcessGroup | None) -> None:
     """Weights and buffers of the first rank of the group, on every rank of it."""
     if group is None:
         return

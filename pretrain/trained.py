@@ -19,6 +19,7 @@ class Trained:
     """One checkpoint of a run.
 
     Attributes:
+        parts: of the checkpoint; with `optim.ema_decay` its `encoder` and `aggregator` are the averages, which were validated.
         digest: SHA-256 over the sums of its files: names the weights in predictions and exports.
         num_epochs: epochs that were finished when it was saved; each was a candidate for selection.
     """
@@ -51,7 +52,7 @@ def open_trained(folder: Path, which: str = "best") -> Trained:
     assert newest is not None, "a run with a best checkpoint has a last one"
     return Trained(
         folder=folder, checkpoint=found.name, digest=hashlib.sha256((found / SUMS).read_bytes()).hexdigest(),
-        config=PretrainConfig.model_validate_json(training["config"]), parts=parts,
+        config=PretrainConfig.model_validate_json(training["config"]), parts=_judged(parts),
         tile_size_px=training["tile_size_px"], tile_mpp=training["tile_mpp"],
         manifest_digest=training["manifest_digest"],
         num_epochs=load_checkpoint(newest, only=("training",))["training"]["position"]["epoch"],
@@ -78,3 +79,10 @@ def trained_models(trained: Trained, team: Team, step: StepConfig) -> Models:
         models.aggregator.load_state_dict(trained.parts["aggregator"]["aggregator"])
         models.heads.load_state_dict(trained.parts["aggregator"]["heads"])
     return ready_models(models, team, step)
+
+
+def _judged(parts: dict[str, Any]) -> dict[str, Any]:
+    """The averaged weights in place of the trained ones, where the run kept an average."""
+    if "encoder_average" not in parts:
+        return parts
+    return {**parts, "encoder": parts["encoder_average"], "aggregator": parts["aggregator_average"]}

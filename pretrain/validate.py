@@ -23,11 +23,13 @@ class Scores:
     Attributes:
         loss: mean over slides; None without slides.
         auc: per task with two classes; None where it is not defined (one class only, or more than two).
+        predictions: per task the scores and the targets of the slides, NaN = not known.
         num_slides, num_unread: slides scored; slides that could not be read.
     """
 
     loss: float | None
     auc: dict[str, float | None]
+    predictions: dict[str, tuple[list[float], list[float]]]
     num_slides: int
     num_unread: int
 
@@ -51,11 +53,14 @@ def validate(
             rows.append((result.loss, scores, share.plan.slide.targets))
     rows, num_unread = _from_all_teams(rows, num_unread, team)
     losses = [loss for loss, _, _ in rows if not math.isnan(loss)]
-    auc = {
-        task: roc_auc([scores[task] for _, scores, _ in rows], [targets[index] for _, _, targets in rows])
+    predictions = {
+        task: ([scores[task] for _, scores, _ in rows], [targets[index] for _, _, targets in rows])
         for index, task in enumerate(cohort.tasks)
     }
-    return Scores(loss=float(np.mean(losses)) if losses else None, auc=auc, num_slides=len(rows), num_unread=num_unread)
+    return Scores(
+        loss=float(np.mean(losses)) if losses else None, predictions=predictions,
+        auc={task: roc_auc(*given) for task, given in predictions.items()}, num_slides=len(rows), num_unread=num_unread,
+    )  # fmt: skip
 
 
 def roc_auc(scores: Sequence[float], targets: Sequence[float]) -> float | None:

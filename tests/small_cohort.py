@@ -16,12 +16,14 @@ PROVENANCE = Provenance(config_digest="c", rules_digest="r", policy_digest="p", 
 SPLITS = ("train", "train", "train", "train", "tune", "tune", "test", "test")
 
 
-def write_small_cohort(folder: Path, seed: int = 0) -> PretrainConfig:
+def write_small_cohort(folder: Path, seed: int = 0, tune_labels: tuple[int, int] = (0, 1)) -> PretrainConfig:
     """Eight slides of 8 patients, 11 to 18 tiles each: stripes (positive) or dots; returns a configuration to train on it."""
     generator = np.random.default_rng(seed)
     slides, tiles, specimens, locations, splits = [], [], [], [], []
     for number, split in enumerate(SPLITS):
         slide_key, patient_key, label = f"slide{number}", f"patient{number}", number % 2
+        if split == "tune":
+            label = tune_labels[number - SPLITS.index("tune")]
         num_rows, num_columns = 4, 5
         width_px, height_px = num_columns * TILE_PX + 7, num_rows * TILE_PX + 3
         path = folder / "files" / f"{slide_key}.svs"
