@@ -33,6 +33,19 @@ _PRESENT = re.compile(r"[\s,:(]*(?:is |are )?(?:also )?(?:present|identified|see
 _SUBJECT_GAP = re.compile(
     r"[\s:,=-]*(?:(?:are|is|were|was|all|the|widely|focally|both|and|appear|status|of|histologically|remain) *){0,4}$"
 )
+_NOT_EXCLUDED = re.compile(
+    r"(?:can ?not|can't|could not|couldn't|unable to|difficult to|not possible to|is not|are not|not) .*(?:exclu|rule)"
+)
+_COMPARES = re.compile(r"\b(?:similar|identical|comparable|compared|like|same|resembl\w+)\b")
+_ENDS_OPEN = ("negative", "free", "clear", "uninvolved", "not involved", "none involved")
+_GOES_ON = re.compile(r" +(?:for|of|by|from)\b")
+_NEGATION = Kind("negation_forward")
+_OPENING = re.compile(r"(?:^|[,:;(]) *$")
+_CLOSING = re.compile(r"[a-z0-9]")
+_REPORTED = re.compile(
+    r"[\s,]*(?:\([^)]*\)|[a-z]{1,4}\d{2} ?\d{2,8}|,|(?:at|from|in|on|of|dated)(?: [a-z0-9/]+){1,3}|[a-z]+)?[\s,]*"
+    r"(?:that |which )?(?:had )?(?:showed|revealed|demonstrated|contained|exhibited|shown|showing)"
+)
 _AT = re.compile(
     r"[\s,]*(?:is |are )?(?:[a-z]+ ){0,2}?(?:at|on|of|within|to|involving|from|in) (?:the |all |any |inked |new )*$"
 )
@@ -65,10 +78,15 @@ class Count:
 def scan(table: PhraseTable, kinds: Sequence[Kind], view: str, start: int, end: int) -> list[Token]:
     """The longest phrases from left to right, without overlap, in the lower-case view of a text."""
     value = table.value
-    return [
-        Token(kinds[value(found.group())], found.start(), found.end())
-        for found in table.pattern.finditer(view, start, end)
-    ]
+    tokens = []
+    for found in table.pattern.finditer(view, start, end):
+        token = Token(kinds[value(found.group())], found.start(), found.end())
+        if found.group().endswith(_ENDS_OPEN) and token.kind.kind in (FINDING, "negation_backward"):
+            on = _GOES_ON.match(view, token.end, end)
+            if on:  # "nodes negative" before "for carcinoma": the longest phrase must not swallow the trigger
+                token = Token(_NEGATION, token.start, on.end())
+        tokens.append(token)
+    return tokens
 
 
 def counts(view: str, start: int, end: int) -> list[Count]:
@@ -98,10 +116,21 @@ def contexts(
         return [None] * len(tokens)
     for index, token in enumerate(tokens):
         kind = token.kind.kind
-        if kind.endswith("_forward"):
-            _forward(tokens, targets, index, kind[:-8], marks, view, end, window_words)
+        if kind == "negation_backward" and _opens(tokens, index, view, start):
+            # "not identified: carcinoma", "nodes, none with carcinoma": nothing stands before it, so it speaks of what follows
+            _forward(tokens, targets, index, "negation", marks, view, end, window_words)
+        elif kind == "negation_forward" and not _CLOSING.search(view, token.end, end):
+            # "carcinoma - none", "invasion: no": nothing follows, so it answers what stands before it
+            _backward(tokens, targets, index, "negation", marks, view, start, window_words)
+        elif kind.endswith("_forward"):
+            what = "doubt" if _NOT_EXCLUDED.match(view, token.start, token.end) else kind[:-8]
+            _forward(tokens, targets, index, what, marks, view, end, window_words)
         elif kind.endswith("_backward"):
-            _backward(tokens, targets, index, kind[:-9], marks, view, start, window_words)
+            what = "doubt" if _NOT_EXCLUDED.match(view, token.start, token.end) else kind[:-9]
+            what = (
+                "prior" if what == "historical" else what
+            )  # "the carcinoma seen previously is no longer present" is denied
+            _backward(tokens, targets, index, what, marks, view, start, window_words)
     for count in zero:
         _zero(tokens, targets, count, marks, view)
     result: list[ContextName | None] = [None] * len(tokens)
@@ -113,6 +142,13 @@ def contexts(
     return result
 
 
+def _opens(tokens: Sequence[Token], trigger: int, view: str, start: int) -> bool:
+    """Whether nothing that could be negated stands before a trigger that otherwise looks back."""
+    if any(t.kind.kind in TARGETS and not t.kind.benign for t in tokens[:trigger]):
+        return False
+    return bool(_OPENING.search(view[start : tokens[trigger].start]))
+
+
 def _settle(marks: set[str]) -> ContextName:
     if "family" in marks:
         return "family"
@@ -120,6 +156,8 @@ def _settle(marks: set[str]) -> ContextName:
         return "hypothetical"
     if "historical" in marks:
         return "historical"
+    if "doubt" in marks:
+        return "uncertain"  # "not seen but cannot be excluded"
     if "negation" in marks or "negated_history" in marks:
         return "negated"
     if "prior" in marks:
@@ -145,6 +183,8 @@ def _forward(
         if token.start >= stop:
             break
         if token.kind.kind == "terminators":
+            if what == "historical" and _REPORTED.fullmatch(view, begin, token.end):
+                continue  # "prior core biopsy (S20-1) showed carcinoma"
             stop = token.start
             break
     in_scope = [index for index in targets if begin <= tokens[index].start < stop]
@@ -159,7 +199,7 @@ def _forward(
             and previous_end <= t.start < token.start
             for t in tokens[trigger + 1 : index]
         )
-        if crossed and what in ("negation", "uncertain") and not first:
+        if crossed and what in ("negation", "uncertain", "doubt") and not first:
             break
         if (
             crossed
@@ -171,7 +211,10 @@ def _forward(
         ):
             marks[index].add("historical")
             break
-        if not first and tokens[in_scope[0]].kind.kind == FOREIGN and "," not in gap and not _LINK.search(gap):
+        about_foreign = what in ("negation", "uncertain") and tokens[in_scope[0]].kind.kind == FOREIGN
+        if not first and what in ("historical", "prior") and ":" in gap:
+            break
+        if not first and about_foreign and "," not in gap and not _LINK.search(gap):
             break  # "absence of myoepithelial cells around carcinoma"
         if "," in gap:
             foreign_first = tokens[in_scope[0]].kind.kind == FOREIGN
@@ -225,6 +268,8 @@ def _backward(
         if len(view[token.end : limit].split()) > window:
             break
         gap = view[token.end : next_start]
+        if what == "prior" and _COMPARES.search(gap):
+            break  # "carcinoma, similar to that seen previously"
         if first:
             if what == "hypothetical" and len(gap.split()) > 3:
                 break
@@ -247,15 +292,20 @@ def _backward(
 
 
 def _zero(tokens: Sequence[Token], targets: Sequence[int], count: Count, marks: list[set[str]], view: str) -> None:
-    before = [index for index in targets if tokens[index].end <= count.start and tokens[index].kind.kind == FINDING]
-    after = [index for index in targets if tokens[index].start >= count.end and tokens[index].kind.kind == FINDING]
+    said = [i for i in targets if tokens[i].kind.kind == FINDING and not tokens[i].kind.benign]
+    before = [index for index in said if tokens[index].end <= count.start]
+    after = [index for index in said if tokens[index].start >= count.end]
     for index in reversed(before):
         if _ZERO_GAP_BACKWARD.fullmatch(view[tokens[index].end : count.start]):
             marks[index].add("negation")
             continue
         break
-    if after and _ZERO_GAP_FORWARD.fullmatch(view[count.end : tokens[after[0]].start]):
-        marks[after[0]].add("negation")
+    previous_end = count.end
+    for index in after:
+        if not _ZERO_GAP_FORWARD.fullmatch(view[previous_end : tokens[index].start]):
+            break
+        marks[index].add("negation")
+        previous_end = tokens[index].end
 
 
 def _about_margin(tokens: Sequence[Token], index: int, view: str) -> bool:

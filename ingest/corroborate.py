@@ -17,9 +17,9 @@ from ingest.rulefile import Compiled
 from ingest.verdict import Verdict, judge
 
 _MORPHOLOGY_SYSTEMS = frozenset({"icdo", "icdo2", "icdo3", "snomed", "snm", "snm3", "snt", "snomed2"})
-_B_CODE = re.compile(r"(?:[.:;,(-]|\bcategory|\bcode|^)[ ]*B([1-5])([abcABC])?[ ).]*$", re.MULTILINE)
+_B_CODE = re.compile(r"(?:[.:;,(-]|\b(?i:category|code|class)|^)[ ]*B([1-5])([abcABC])?[ ).]*$", re.MULTILINE)
 _HAS_B_CODE = re.compile(r"B[1-5]")
-_C_CODE = re.compile(r"(?:[.:;,(-]|\bcategory|\bcode|^)[ ]*C([1-5])[ab]?[ ).]*$", re.MULTILINE)
+_C_CODE = re.compile(r"(?:[.:;,(-]|\b(?i:category|code|class)|^)[ ]*C([1-5])[ab]?[ ).]*$", re.MULTILINE)
 _MORPHOLOGY = re.compile(r"\bM?-?([89]\d{3})[-/ ]?([012369])\b")
 _RESOLVES = re.compile(
     r"\b(?:diagnostic of|diagnosis of|represents?|consistent with|supports?|supporting|confirm(?:s|ed|ing)?|establish(?:es|ed)?|"
@@ -34,6 +34,7 @@ _CHANGED = re.compile(
 _CASE_NUMBER = re.compile(
     r"\b[a-z]{1,4}\d{2} ?\d{3,8}\b|\b(?:prior|previous|outside|earlier) (?:core|biops|excision|case|slides|material|specimen)"
 )
+_SEE_MICROSCOPY = re.compile(r"\bsee (?:the )?(?:micro(?:scop(?:ic|y))?|histolog(?:ic|y)|description)")
 _PART_NAMED = re.compile(
     r"\b(?:parts?|specimens?|blocks?|slides?|cassettes?)\s+#?([A-Z]{1,2}|\d{1,2})(?:\d{1,3})?\b(?:\s*(?:,|&|and|-)\s*([A-Z]{1,2}|\d{1,2})\b)?",
     re.IGNORECASE,
@@ -48,7 +49,15 @@ def open_headline(
         for passage in case.passages:
             if passage.role == role:
                 draft = _with_prose(draft, passage, names, drafts, case, engine)
+    if not draft.said.verdict.decided and _refers_to_microscopy(draft, case):
+        for passage in case.passages:
+            if passage.role == "microscopic":
+                draft = _with_prose(draft, passage, names, drafts, case, engine)
     return draft
+
+
+def _refers_to_microscopy(draft: Draft, case: CaseText) -> bool:
+    return any(_SEE_MICROSCOPY.search(case.views[version], start, end) for version, start, end in draft.body_spans)
 
 
 def _with_prose(
@@ -90,7 +99,7 @@ def _with_prose(
             return replace(draft, said=replace(draft.said, verdict=doubt), flags=draft.flags | {"comment_conflict"})
     elif said.label == "benign" and unanswered and _answer_expected(draft, verdict):
         return replace(draft, said=new)
-    elif said.label == "benign" and is_addendum and is_open:
+    elif said.label == "benign" and is_open and (is_addendum or _answer_expected(draft, verdict)):
         named = any(
             m.context == "affirmed" and m.finding.label == "benign" and m.finding.supports_alone for m in mentions
         )
@@ -209,7 +218,14 @@ def _synoptic_text(
             mine = waiting == [draft.part]
         if not mine:
             continue
-        reading = read(case.texts[passage.version], case.views[passage.version], passage.start, passage.end, engine)
+        reading = read(
+            case.texts[passage.version],
+            case.views[passage.version],
+            passage.start,
+            passage.end,
+            engine,
+            site=draft.title.site,
+        )
         verdict = judge(reading.mentions, draft.title.site, draft.title.procedure)
         if verdict.decided:
             return Said("synoptic", verdict, passage.version, "synoptic", (reading,))
@@ -274,7 +290,9 @@ def _with_codes(
         if rule is None:
             continue
         mine = draft.said.verdict
-        if mine.decided and (mine.label == rule.label or mine.label in rule.compatible):
+        # "papillary lesion" settles nothing, the code does
+        settled = mine.decided and mine.finding != "unspecified_lesion"
+        if settled and (mine.label == rule.label or mine.label in rule.compatible):
             flagged = replace(mine, atypia=mine.atypia or (rule.atypia and mine.label == "benign"))
             if rule.atypia and mine.finding == "papilloma":
                 flagged = replace(flagged, finding="papilloma_atypia")
@@ -289,7 +307,7 @@ def _with_codes(
             mine.findings,
             rule.atypia,
         )
-        if not mine.decided or rule.wins or (mine.label == "not_assessable" and rule.label != "not_assessable"):
+        if not settled or rule.wins or (mine.label == "not_assessable" and rule.label != "not_assessable"):
             draft = replace(draft, said=replace(draft.said, source="code", verdict=coded))
         elif not (rule.label == "not_assessable" and mine.label in ("benign", "indeterminate")):
             draft = _agree(draft, Said("code", coded, -1, "codes"), conflicts, settle=False)

@@ -10,17 +10,22 @@ from dataclasses import dataclass, replace
 
 from ingest.case import BlockLabel, EvidenceSource
 from ingest.mentions import Mention, Reading, read
+from ingest.report.parts import find_titles
 from ingest.report.statements import dangles
 from ingest.report.versions import CaseText, Passage, foreign_language
 from ingest.rulefile import Compiled
-from ingest.specimen_title import Title, title_of
-from ingest.verdict import NOTHING, Verdict, judge
+from ingest.specimen_title import Title, site_and_procedure, title_of
+from ingest.verdict import NOTHING, Verdict, for_site, judge
 
 TITLE_RANK = 60  # findings below this rank, alone in a title, are the diagnosis: "FIBROADENOMA, LEFT BREAST:"
-_SAME = re.compile(
-    r"^[\W_]*(?:the )?(?:same|identical|similar|see|as|ditto)\b(?: diagnosis| findings)?(?: as| to| in| for| with)?(?: the)?"
-    r"(?: (?:part|specimen|diagnosis|above|previous|in|for))*[ #]*(?P<id>[a-z]{1,2}|\d{1,2})?[\s.,)]*$"
+_SAME_WORDS = (
+    "the|same|identical|similar|see|as|ditto|diagnos[ie]s|findings?|features|histology|appearances?|changes|to|in|for|with|of|those|that|"
+    "described|seen|noted|reported|given|under|above|previous|preceding|part|parts|specimen|specimens|is|are|shows?|showing|essentially"
 )
+_SAME = re.compile(
+    rf"^[\W_]*(?:(?:{_SAME_WORDS})[\s,:#]*)+(?:(?P<id>[a-z]{{1,2}}|\d{{1,2}})\b[\s,]*)?(?:(?:{_SAME_WORDS})[\s,]*)*[\s.,)]*$"
+)
+_BACK = re.compile(r"\b(?:same|identical|similar|ditto|above|preceding)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +134,7 @@ def _read_passage(
     name: str, passage: Passage, case: CaseText, engine: Compiled, title: Title, flags: set[str]
 ) -> tuple[Verdict, Reading]:
     text, seen, body = case.texts[passage.version], case.views[passage.version], passage.body
-    reading = read(text, seen, body, passage.end, engine, passage.parts)
+    reading = read(text, seen, body, passage.end, engine, passage.parts, site=title.site, side=title.laterality)
     if not any(m.finding.id != "see_other_text" for m in reading.mentions) and body > passage.start:
         titled = read(text, seen, passage.start, body, engine, passage.parts, title=True)
         if any(_names_lesion(mention) for mention in titled.mentions):
@@ -138,7 +143,7 @@ def _read_passage(
     verdict = judge(mentions, title.site, title.procedure)
     if len(passage.parts) > 1:
         verdict = _shared(verdict, mentions, reading, passage, name, title, flags)
-    elif not passage.parts and verdict.decided and _several_titles(text, seen, passage, body, engine):
+    elif not passage.parts and verdict.decided and _titles_disagree(text, seen, passage, engine):
         flags.add("ambiguous_part")
         verdict = replace(verdict, label="indeterminate", finding="ambiguous_part", rule="ambiguous_part")
     return verdict, reading
@@ -159,9 +164,14 @@ def _shared(
     flags: set[str],
 ) -> Verdict:
     """The verdict on one part of a range: a count of some of them allocates nothing unless the text names the parts."""
-    positive = [m for m in reading.mentions if m.context == "affirmed" and m.finding.label in ("cancer", "in_situ")]
+    said = for_site(reading.mentions, title.site)
+    positive = [m for m in said if m.context == "affirmed" and m.finding.label in ("cancer", "in_situ")]
     partial = [count for count in reading.partial_counts if count.whole >= len(passage.parts)]
     named = {part for m in positive for part in m.parts}
+    if named and partial and any(not m.parts for m in positive):
+        # "in one of three nodes. The positive node is part A": the count's carcinoma is that of the named part
+        mine = [m for m in mentions if m.parts or m not in positive] if name not in named else mentions
+        verdict = judge(mine, title.site, title.procedure)
     if positive and not named and partial:
         flags.add("range_unallocatable")
         return Verdict(
@@ -176,20 +186,18 @@ def _shared(
     return verdict
 
 
-def _several_titles(text: str, seen: str, passage: Passage, body: int, engine: Compiled) -> bool:
-    """Whether an unlettered diagnosis holds a second specimen title: two parts that cannot be told apart by name."""
-    for found in re.finditer(
-        r"^[ ]*([A-Z][^\n:]{6,120}):[ ]*$|^[ ]*([A-Z][A-Z ,/'-]{8,120}):", text[body : passage.end], re.MULTILINE
-    ):
-        start, end = body + found.start(), body + found.end()
-        site = engine.sites.pattern.search(seen, start, end)
-        if (
-            site
-            and engine.procedures.pattern.search(seen, start, end)
-            and re.search(r"\b(?:left|right)\b", seen[start:end])
-        ):
-            return True
-    return False
+def _titles_disagree(text: str, seen: str, passage: Passage, engine: Compiled) -> bool:
+    """Whether an unlettered diagnosis holds several specimen titles whose texts get different labels: parts without names."""
+    titles = find_titles(text, seen, passage.start, passage.end, engine)
+    if len(titles) < 2:
+        return False
+    labels = set()
+    for (start, body), following in zip(titles, [*titles[1:], (passage.end, 0)], strict=True):
+        site, procedure = site_and_procedure(seen[start:body], engine)
+        verdict = judge(read(text, seen, body, following[0], engine, site=site).mentions, site, procedure)
+        if verdict.decided:
+            labels.add(verdict.label)
+    return len(labels) > 1
 
 
 def _cut_or_foreign(said: Said, passages: Sequence[Passage], case: CaseText, engine: Compiled, flags: set[str]) -> Said:
@@ -218,7 +226,7 @@ def _reference(said: Said, passages: Sequence[Passage], case: CaseText, names: S
             if target in names and target != name:
                 return target
             position = names.index(name)
-            if not target and "above" in found.group() and position:
+            if not target and _BACK.search(found.group()) and position:
                 return names[position - 1]
     return ""
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from ingest.case import CaseLabels, CodeValue, Conflict, Evidence, LisPart, PartLabel, ReportVersion, SynopticAnswer
 from ingest.corroborate import open_headline, with_structured
 from ingest.draft import Draft, Said, draft_part, follow_references
-from ingest.mentions import NEGATIVE, NEGATIVE_MARGIN, UNRECOGNISED, Mention
+from ingest.mentions import NEGATIVE, NEGATIVE_MARGIN, POSITIVE, UNRECOGNISED, Mention
 from ingest.part_names import evidence_passages, part_names, renamed, with_body
 from ingest.report.versions import CaseText, read_case
 from ingest.rulefile import Compiled, Rules, compiled
@@ -21,6 +21,7 @@ _WORDLESS = (
     UNRECOGNISED,
     NEGATIVE,
     NEGATIVE_MARGIN,
+    POSITIVE,
 )  # their words are the report's, not the lexicon's: never copied out
 _OTHER_CASE = re.compile(
     r"\b(?:see|refer to|reported (?:under|in|with|as)|under)\b[^.;\n]{0,40}\b[a-z]{1,4}\d{2} ?\d{2,8}\b"
@@ -129,7 +130,7 @@ def _evidence(mention: Mention, said: Said, rules: Rules, case: CaseText) -> Evi
     return Evidence(
         rule_id=f"{rules.id}.{mention.finding.id}",
         term=" ".join(seen[mention.start : mention.end].split())
-        if all(mention.finding is not each for each in _WORDLESS)
+        if all(mention.finding.id != each.id for each in _WORDLESS)
         else mention.finding.id,
         version=said.version,
         start=mention.start,

@@ -7,6 +7,7 @@ from typing import Literal
 
 from ingest.case import ContextName
 from ingest.context import Count, Token, contexts, counts, scan
+from ingest.elsewhere import doubts_the_above, is_impression, said_elsewhere
 from ingest.report.parts import expand_ids
 from ingest.report.statements import statements
 from ingest.rulefile import FINDING, IN_SITU, INVASIVE, Compiled, Finding, Kind
@@ -23,28 +24,51 @@ UNRECOGNISED = Finding(id="unrecognised_term", label="weak", terms=("unrecognise
 _UNRECOGNISED_KIND = Kind(FINDING, -1, UNRECOGNISED.id)
 NEGATIVE = Finding(id="standalone_negative", finding="benign_nos", label="benign", terms=("negative",), rank=72)
 NEGATIVE_MARGIN = Finding(id="negative_margin", finding="benign_nos", label="flag", terms=("margin negative",), rank=72)
+POSITIVE = Finding(id="standalone_positive", finding="node_metastasis", label="weak", terms=("positive",), rank=60)
+_POSITIVE_KIND = Kind(FINDING, -4, POSITIVE.id)
 _NEGATIVE_MARGIN_KIND = Kind(FINDING, -3, NEGATIVE_MARGIN.id)
 _NEGATIVE_KIND = Kind(FINDING, -2, NEGATIVE.id)
 
+_GAP = re.compile(r"(?<=\S)[ ]{3,}(?=\S)")
 _DASH = re.compile(r"[ ]-{1,2}[ ]")
 _FOREIGN_KEY = re.compile(
     r"^(?:[a-z /()-]+ )?(?:margins?|(?:lympho ?|lymph )?vascular invasion|perineural invasion|"
     r"(?:estrogen|progesterone|hormone) receptors?|er|pr|her ?2(?:/?neu)?|ki ?67|grade|size|"
     r"tumou?r (?:size|focality|site|grade|quadrant)|treatment effect[a-z /]*|p[nm](?: category)?|"
     r"distant metastas[ie]s|extranodal extension|calcifications|(?:skin|nipple|skeletal muscle)(?: involvement)?|"
-    r"clinical (?:history|information)|procedure|specimen laterality|(?:ancillary|additional) (?:studies|findings)|biomarkers?)"
+    r"clinical (?:history|information)|procedure|(?:frozen section|intra ?operative|clinical|pre ?operative|previous|"
+    r"prior|outside|original|"
+    r"referring|submitted|submitting|gross|radiologic|imaging)(?: frozen section)?"
+    r"(?: (?:diagnosis|dx|impression|interpretation|consultation|report|findings))?|"
+    r"(?:pre|prior|previous|outside|original|initial|earlier|diagnostic)[a-z ]* (?:biopsy|core|specimen|histology|pathology)|"
+    r"specimen laterality|(?:ancillary|additional) (?:studies|findings)|biomarkers?)"
     r"(?: \([a-z0-9 /]*\))?(?: status)?$"
 )
 _NODE_KEY = re.compile(r"^(?:[a-z ]+ )?(?:lymph nodes?|nodes?|pn)(?: [a-z ]+)?$")
 _KEY = re.compile(r"[ ]*([a-z][a-z0-9 /()'-]{0,58}?)[ ]*:[ ]*")
 _COORDINATED = re.compile(r"[ ,]*(?:and|or|nor|&|/|and/or|with|plus)[ ]*(?:an? )?")
-_ABSENT_VALUE = re.compile(r"[ ]*(?:no|none|n|neg|negative|0|nil|absent)[ .]*$")
+_ABSENT_VALUE = re.compile(r"[ ]*(?:no|none|n|neg|negative|0|nil|zero|absent)[ .]*$")
 _STANDALONE = re.compile(
     r"^(?:(?:all )?(?:negative|clear|uninvolved|no tumou?r(?: seen| present| identified)?|free of tumou?r|no abnormality|nad)"
-    r"(?: for (?:carcinoma|tumou?r|malignancy))?)(?:[ ,]*\(? ?0 ?/ ?\d+ ?\)?|[ ,]*\((?:no|see) [a-z ]*\))?[ .]*$"
+    r"(?: for (?:carcinoma|tumou?r|malignancy))?(?: x ?\d+)?)(?:[ ,]*\(? ?0 ?/ ?\d+ ?\)?|[ ,]*\((?:no|see) [a-z ]*\))?[ .]*$"
 )
 _MARGIN_STANDALONE = re.compile(
     r"^(?:(?:the|this|new|all|final|inked|surgical) )*(?:margins?|edges?)(?: is| are)?[ :]*(?:negative|clear|free|uninvolved)[ .]*$"
+)
+_HOW_MANY = r"[ ,]*\(? ?(?:[1-9]\d? ?/ ?\d+|(?!none|zero)[a-z1-9]\w* of [a-z1-9]\w*)(?: (?:lymph )?nodes?)? ?\)?[ ,]*"
+_ZERO = ("0", "zero", "none")
+_BARE_COUNT = re.compile(
+    r"^\(? ?(?P<part>\d{1,2}|zero|none|one|two|three|four|five|six) ?(?:/|of) ?(?:\d{1,2}|[a-z]+)(?: (?:lymph )?nodes?)? ?\)?[ .]*$"
+)
+_NAMED_STATUS = re.compile(
+    r"\b(?:nodes?|parts?|specimens?|margins?) #?(?:[a-z]|\d{1,2})(?:(?:,| and| &| ,)+ (?:[a-z]|\d{1,2}))* "
+    r"(?:is|are|was|were) (?P<status>positive|negative)\b"
+    r"(?! for)"
+)
+_POSITIVE_STANDALONE = re.compile(rf"^(?:{_HOW_MANY})?positive(?:{_HOW_MANY})?[ .]*$")
+_DENIAL = re.compile(
+    r"\b(?:no|not|never|non|none|nothing|neither|nor|without|cannot|hardly|scarcely|absen(?:t|ce)|negative|free|lack\w*|fail\w*|"
+    r"exclu\w+|ruled? out|den(?:y|ies|ied)|unlikely|against|dismiss\w*|disprov\w+|refut\w+|withdr\w+|retract\w*|n't)\b"
 )
 _INDICATION = re.compile(
     r"\b(?:for|r/o|rule ?out|history of|h/o|hx of|s/p|status post|post|excision of|removal of|resection of|known|prior|previous|"
@@ -54,7 +78,8 @@ _BLOCK = r"[A-Z]{1,2}\d{0,3}"
 _AND = r"(?:\s*[,&/]\s*(?:and\s+)?|\s*-\s*|\s+and\s+)"
 _SHORT = r"(?:[A-Z]|\d{1,2})"
 _REFERENCE = re.compile(
-    rf"\b(?:parts?|specimens?|blocks?|slides?|cassettes?|levels? of|designated|cores?|samples?)\s+#?({_BLOCK}(?:{_AND}{_BLOCK})*)\b"
+    rf"\b(?:parts?|specimens?|blocks?|slides?|cassettes?|levels? of|designated|cores?|samples?|nodes?|margins?|biops(?:y|ies)|"
+    rf"jars?|containers?|sites?)\s+#?({_BLOCK}(?:{_AND}{_BLOCK})*)\b"
     rf"|\(([A-Z]\d{{0,3}}(?:{_AND}[A-Z]\d{{0,3}})*)\)"
     rf"|(?:^|[.;]\s*)({_SHORT}(?:{_AND}{_SHORT})*)\s*:"
     rf"|\b(?:parts?|specimens?)\s+#?(\d{{1,2}}(?:{_AND}\d{{1,2}})*)\b"
@@ -74,6 +99,9 @@ _SCOPED = re.compile(
 )
 
 
+_WHOLE = re.compile(r"\b(?:breast (?:tissue|parenchyma)|parenchyma|entire|all sections|specimen)\b")
+
+
 @dataclass(frozen=True, slots=True)
 class Mention:
     """A finding in a context. A negation with a `scope` does not speak of the whole part."""
@@ -85,6 +113,7 @@ class Mention:
     statement: int  # index of the statement in the passage
     scope: Literal["", "place", "rest", "history"] = ""  # what a negation is limited to, when it is not the whole part
     parts: tuple[str, ...] = ()  # parts of a range that the statement names
+    unexplained: bool = False  # affirmed, though its statement holds a denying word that no trigger accounts for
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +139,7 @@ def split_title(text: str, view: str, start: int, end: int, engine: Compiled) ->
     The title is what stands before the first colon outside brackets and clock times, or the first line, if it names a site
     or a procedure.
     """
+    untitled = start
     while start < end and text[start] in " \n":
         start += 1
     stop = min(end, start + TITLE_CHARACTERS)
@@ -129,7 +159,7 @@ def split_title(text: str, view: str, start: int, end: int, engine: Compiled) ->
             if not clock:
                 break
         elif character == "\n" and re.match(r"\s*(?:[-*]|\d[.)])\s", text[position : position + 12]):
-            return position if _is_title(view, start, position, engine) else start
+            return position if _is_title(view, start, position, engine) else untitled
         elif character == "\n" and depth == 0 and _key_follows(text, view, start, position, stop, engine):
             break
     line_end = text.find("\n", start, end)
@@ -137,28 +167,44 @@ def split_title(text: str, view: str, start: int, end: int, engine: Compiled) ->
     dash = _DASH.search(text, start, min(first_line, stop))
     if dash and _is_title(view, start, dash.start(), engine):
         return dash.end()
+    gap = _GAP.search(text, start, min(first_line, stop))
+    if gap and text[gap.end() : first_line].strip() and _is_whole_title(view, start, gap.start(), engine):
+        return gap.end()
+    stop_at = text.find(". ", start, min(first_line, stop))
+    if stop_at > 0 and text[stop_at + 2 :].strip() and _is_whole_title(view, start, stop_at, engine):
+        return stop_at + 1
     if line_end >= 0 and text[line_end:end].strip() and _is_title(view, start, line_end, engine):
         tokens = scan(engine.lexicon, engine.kinds, view, start, line_end)
         if not any(token.kind.kind == FINDING and _speaks(engine.findings[token.kind.index]) for token in tokens):
             return line_end
-    return start
+    return untitled
 
 
 def read(
-    text: str, view: str, start: int, end: int, engine: Compiled, parts: Sequence[str] = (), title: bool = False
+    text: str,
+    view: str,
+    start: int,
+    end: int,
+    engine: Compiled,
+    parts: Sequence[str] = (),
+    title: bool = False,
+    site: str = "",
+    side: str = "",
 ) -> Reading:
     """All findings between two offsets with their contexts.
 
     Args:
         parts: the parts of the passage; with more than one, statements that name some of them are kept to those.
         title: the stretch is a specimen title, where "for carcinoma" is an indication.
+        site: of the part; what is said about nodes is passed over unless they are the specimen.
+        side: left or right, of the part; what is said of the other side is not about it.
     """
     mentions: list[Mention] = []
     partial: list[Count] = []
     blocks: list[BlockStatement] = []
     spans = statements(text, start, end)
     for number, (span_start, span_end) in enumerate(spans):
-        tokens, value_start = _tokens(view, span_start, span_end, engine)
+        tokens, value_start = _tokens(view, span_start, span_end, engine, site)
         if value_start < 0:
             continue  # a key about something else: margins, receptors, nodes
         found_counts = counts(view, span_start, span_end) if _has_count(view, span_start, span_end) else []
@@ -173,8 +219,17 @@ def read(
         if _key_is_absent(view, span_start, span_end):
             names = ["negated" if name == "affirmed" else name for name in names]
         statement_mentions = _mentions(tokens, names, view, span_start, span_end, number, engine)
+        says_cancer = any(m.context == "affirmed" and m.finding.label == "cancer" for m in statement_mentions)
+        if says_cancer and any(not _covered(tokens, found) for found in _DENIAL.finditer(view, span_start, span_end)):
+            statement_mentions = [replace(m, unexplained=m.context == "affirmed") for m in statement_mentions]
+        if statement_mentions and is_impression(view, span_start, span_end):
+            statement_mentions = [_impression(mention) for mention in statement_mentions]
         if title:
             statement_mentions = [_as_title(mention, view, span_start) for mention in statement_mentions]
+        if len(parts) <= 1:
+            statement_mentions = [_elsewhere(m, view, span_end, parts, side) for m in statement_mentions]
+        if mentions and not statement_mentions and doubts_the_above(view, span_start, span_end):
+            mentions = [_doubted(m) if m.statement == mentions[-1].statement else m for m in mentions]
         if len(parts) > 1:
             statement_mentions = _allocate(statement_mentions, text, span_start, span_end, parts)
         named_blocks = _BLOCKS.findall(text, span_start, span_end) if "lock" in text or "LOCK" in text else []
@@ -207,11 +262,23 @@ def finding_of(token: Token, engine: Compiled) -> Finding:
     """The finding a token stands for."""
     if token.kind.index >= 0:
         return engine.findings[token.kind.index]
-    return {-1: UNRECOGNISED, -2: NEGATIVE, -3: NEGATIVE_MARGIN}[token.kind.index]
+    return {-1: UNRECOGNISED, -2: NEGATIVE, -3: NEGATIVE_MARGIN, -4: POSITIVE}[token.kind.index]
 
 
 def _is_title(view: str, start: int, end: int, engine: Compiled) -> bool:
     return bool(engine.sites.pattern.search(view, start, end) or engine.procedures.pattern.search(view, start, end))
+
+
+def _is_whole_title(view: str, start: int, end: int, engine: Compiled) -> bool:
+    """Whether a sentence is nothing but a title: "Left breast, microdochectomy"."""
+    if len(view[start:end].split()) > 14 or not engine.sites.pattern.search(view, start, end):
+        return False
+    if not (engine.procedures.pattern.search(view, start, end) or re.search(r"\b(?:left|right)\b", view[start:end])):
+        return False
+    tokens = scan(engine.lexicon, engine.kinds, view, start, end)
+    return not any(
+        t.kind.kind == FINDING and t.kind.index >= 0 and _speaks(engine.findings[t.kind.index]) for t in tokens
+    )
 
 
 def _key_follows(text: str, view: str, start: int, newline: int, stop: int, engine: Compiled) -> bool:
@@ -226,20 +293,36 @@ def _speaks(finding: Finding) -> bool:
     return finding.label not in ("flag", "weak") and finding.id not in ("tissue_only", "capsule")
 
 
-def _tokens(view: str, start: int, end: int, engine: Compiled) -> tuple[list[Token], int]:
+def _tokens(view: str, start: int, end: int, engine: Compiled, site: str) -> tuple[list[Token], int]:
     """Tokens of a statement with the unrecognised alarms; the second value is -1 when its key is about something else."""
     key = _KEY.match(view, start, end)
     value_start = start
     if key:
         name = " ".join(key.group(1).split())
-        if _FOREIGN_KEY.match(name) or _NODE_KEY.match(name):
+        if _FOREIGN_KEY.match(name) or (_NODE_KEY.match(name) and site != "lymph_node"):
             return [], -1
         value_start = key.end()
-    if _STANDALONE.match(view[value_start:end].strip()):
-        return [Token(_NEGATIVE_KIND, value_start, end)], value_start
+    asks = key is not None and any(
+        t.kind.kind == FINDING for t in scan(engine.lexicon, engine.kinds, view, start, value_start)
+    )
+    if not asks:  # "carcinoma: negative" is about carcinoma
+        value = view[value_start:end].strip()
+        if _STANDALONE.match(value):
+            return [Token(_NEGATIVE_KIND, value_start, end)], value_start
+        if site == "lymph_node" and (bare := _BARE_COUNT.match(value)):
+            return [
+                Token(_NEGATIVE_KIND if bare.group("part") in _ZERO else _POSITIVE_KIND, value_start, end)
+            ], value_start
+        if _POSITIVE_STANDALONE.match(value):
+            return [Token(_POSITIVE_KIND, value_start, end)], value_start
     if _MARGIN_STANDALONE.match(view[start:end].strip()):
         return [Token(_NEGATIVE_MARGIN_KIND, start, end)], start
     tokens = scan(engine.lexicon, engine.kinds, view, start, end)
+    if "positive" in view[start:end] or "negative" in view[start:end]:
+        for found in _NAMED_STATUS.finditer(view, start, end):
+            kind = _POSITIVE_KIND if found.group("status") == "positive" else _NEGATIVE_KIND
+            tokens = [t for t in tokens if t.end <= found.start() or t.start >= found.end()]
+            tokens = sorted([*tokens, Token(kind, found.start(), found.end())], key=lambda token: token.start)
     alarms = [
         Token(_UNRECOGNISED_KIND, found.start(), found.end())
         for found in _ALARM.finditer(view, start, end)
@@ -248,6 +331,10 @@ def _tokens(view: str, start: int, end: int, engine: Compiled) -> tuple[list[Tok
     if alarms:
         tokens = sorted([*tokens, *alarms], key=lambda token: token.start)
     return tokens, value_start
+
+
+def _covered(tokens: Sequence[Token], found: re.Match[str]) -> bool:
+    return any(token.start <= found.start() and found.end() <= token.end for token in tokens)
 
 
 def _has_count(view: str, start: int, end: int) -> bool:
@@ -314,7 +401,7 @@ def _mentions(
             scope = "history"
         elif _REST.search(view, start, end) or _BLOCKS.search(view, start, end):
             scope = "rest"
-        elif _SCOPED.search(view, start, end):
+        elif _SCOPED.search(view, start, end) and not _WHOLE.search(view, start, end):
             scope = "place"
     result: list[Mention] = []
     for token, name in zip(tokens, names, strict=True):
@@ -374,6 +461,21 @@ def _as_title(mention: Mention, view: str, start: int) -> Mention:
     return mention
 
 
+def _elsewhere(mention: Mention, view: str, end: int, parts: Sequence[str], side: str) -> Mention:
+    if mention.context != "affirmed" or mention.finding.label not in ("cancer", "in_situ", "indeterminate", "weak"):
+        return mention
+    return replace(mention, context="historical") if said_elsewhere(view, mention.end, end, parts, side) else mention
+
+
+def _impression(mention: Mention) -> Mention:
+    doubtful = mention.context in ("affirmed", "uncertain") and mention.finding.label != "benign"
+    return replace(mention, context="hypothetical") if doubtful else mention
+
+
+def _doubted(mention: Mention) -> Mention:
+    return replace(mention, context="uncertain") if mention.context == "affirmed" else mention
+
+
 def _allocate(mentions: list[Mention], text: str, start: int, end: int, parts: Sequence[str]) -> list[Mention]:
     """Bind the mentions of a statement to the parts it names, if it names some of the range."""
     references: list[tuple[int, tuple[str, ...]]] = []
@@ -391,6 +493,6 @@ def _allocate(mentions: list[Mention], text: str, start: int, end: int, parts: S
     for index, mention in enumerate(mentions):
         following = mentions[index + 1].start if index + 1 < len(mentions) else end
         after = [ids for position, ids in references if mention.end <= position < following]
-        before = [ids for position, ids in references if position < mention.start]
+        before = [ids for position, ids in references if position <= mention.start]
         bound.append(replace(mention, parts=after[0] if after else before[-1] if before else ()))
     return bound

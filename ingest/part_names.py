@@ -3,6 +3,7 @@
 The LIS part list is the authority when there is one; a text that counts 1, 2, 3 for its A, B, C is matched by order.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -12,7 +13,13 @@ from ingest.report.versions import CaseText, Passage
 from ingest.rulefile import Compiled
 
 DEFAULT_PART = "A"  # of a report whose only part carries no identifier
-TITLED_ROLES = ("final", "amended", "addendum_diagnosis", "specimens", "preliminary", "frozen")
+PROSE_TITLE_CHARACTERS = 80  # of a text without headings, where its specimen must be named
+_SIDE = re.compile(r"\b(?:left|right)\b")
+_NOT_A_DIAGNOSIS = re.compile(
+    r"\b(?:received|labell?ed|formalin|measur(?:es|ing)|grossly|cut surface|serially|presents?|year old|y/?o|lump|palpable|"
+    r"mammogra\w+|birads|ultrasound shows|history of|submitted|inked|unavailable|to follow|preliminary|cancelled)\b"
+)
+TITLED_ROLES = ("final", "amended", "addendum_diagnosis", "specimens", "preliminary", "frozen", "synoptic")
 
 
 def part_names(case: CaseText, known: Sequence[str], quarantine: set[str]) -> tuple[list[str], dict[str, str]]:
@@ -23,6 +30,10 @@ def part_names(case: CaseText, known: Sequence[str], quarantine: set[str]) -> tu
             p for p in case.passages if p.role in ("final", "amended", "addendum_diagnosis", "preliminary", "preamble")
         ]
     in_text = list(dict.fromkeys(part for passage in spoken for part in passage.parts))
+    if not spoken:
+        in_text = list(
+            dict.fromkeys(p for passage in case.passages if passage.role == "synoptic" for p in passage.parts)
+        )
     listed = list(dict.fromkeys(part for p in case.passages if p.role == "specimens" for part in p.parts))
     if known:
         matched = [part for part in in_text if part in known]
@@ -91,5 +102,15 @@ def _has_title(case: CaseText, passage: Passage, engine: Compiled) -> bool:
     start = passage.start
     while start < passage.end and text[start] in " \n":
         start += 1
-    title_end = split_title(text, seen, start, passage.end, engine)
-    return title_end > start
+    if split_title(text, seen, start, passage.end, engine) > start:
+        return True
+    return not case.has_headings and _reads_as_diagnosis(seen, start, passage.end, engine)
+
+
+def _reads_as_diagnosis(seen: str, start: int, end: int, engine: Compiled) -> bool:
+    """Whether a text without any heading begins with its specimen and is neither gross nor clinical: "Sections of the left breast
+    core show ..."."""
+    stop = min(end, start + PROSE_TITLE_CHARACTERS)
+    site = engine.sites.pattern.search(seen, start, stop)
+    place = engine.procedures.pattern.search(seen, start, stop) or _SIDE.search(seen, start, stop)
+    return bool(site and place) and not _NOT_A_DIAGNOSIS.search(seen, start, end)

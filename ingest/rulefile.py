@@ -62,6 +62,11 @@ class Typos(Section):
     never: tuple[str, ...] = ()
 
 
+class Abbreviations(Section):
+    describing: dict[str, str] = Field(default={})
+    naming: dict[str, str] = Field(default={})
+
+
 class Counts(Section):
     things: tuple[str, ...] = ()
 
@@ -73,6 +78,7 @@ class LanguagePack(Section):
     context: ContextLexicon
     language: ForeignWords
     typos: Typos
+    abbreviations: Abbreviations = Abbreviations()
     counts: Counts
 
 
@@ -226,7 +232,15 @@ TRIGGER_KINDS = (
     "historical_forward", "prior_forward", "historical_backward", "family_forward", "family_backward",
     "hypothetical_forward", "hypothetical_backward", "terminators", "pseudo",
 )  # fmt: skip
-IN_SITU_WORDS = ("in ?situ", "non ?invasive", "intra ?ductal", "pre ?invasive", "intra ?epithelial")
+IN_SITU_WORDS = (
+    "in ?situ",
+    "non ?invasive",
+    "non ?infiltrating",
+    "not invasive",
+    "pre ?invasive",
+    "intra ?ductal",
+    "intra ?epithelial",
+)
 INVASIVE_WORDS = ("invasive", "infiltrating", "infiltrative", "infiltrated by", "invading", "infiltrates")
 
 
@@ -237,6 +251,7 @@ class Kind:
     kind: str
     index: int = -1  # into Compiled.findings
     name: str = ""
+    benign: bool = False  # of a finding
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +285,9 @@ class Compiled:
     typo_words: frozenset[str]
     typo_never: frozenset[str]
     known_words: frozenset[str]
+    written_out: Mapping[str, str]
+    short_forms: frozenset[str]
+    abbreviation: re.Pattern[str] | None
     nodes: re.Pattern[str]
     questions: tuple[tuple[re.Pattern[str], str], ...]
     special_codes: Mapping[tuple[str, str], SpecialCode]
@@ -297,7 +315,7 @@ def _compile(rules: Rules) -> Compiled:
     kinds: list[Kind] = []
     patterns: list[tuple[str, int]] = []
     for index, finding in enumerate(rules.findings):
-        kinds.append(Kind(FINDING, index, finding.id))
+        kinds.append(Kind(FINDING, index, finding.id, finding.label == "benign"))
         patterns += [(term, len(kinds) - 1) for term in finding.terms]
     triggers: list[tuple[str, int]] = []
     for kind in TRIGGER_KINDS:
@@ -335,6 +353,14 @@ def _compile(rules: Rules) -> Compiled:
         typo_words=typo_words,
         typo_never=frozenset(language.typos.never),
         known_words=frozenset(known),
+        written_out={**language.abbreviations.describing, **language.abbreviations.naming},
+        short_forms=frozenset(
+            f"{before}{word}{after}"
+            for word in (*language.abbreviations.describing, *language.abbreviations.naming)
+            for before in ("", "(", "-")
+            for after in ("", ".", ",", ":", ";", ")", ".,", ".)")
+        ),
+        abbreviation=_abbreviation(language.abbreviations),
         nodes=PhraseTable((term, 0) for term in language.counts.things).pattern,
         questions=tuple((re.compile(q.question, re.IGNORECASE), q.use) for q in rules.synoptic.answers),
         special_codes={(code.system, code.code): code for code in rules.codes.special},
@@ -342,6 +368,15 @@ def _compile(rules: Rules) -> Compiled:
         targets=tuple(_compile_target(target) for target in rules.file.targets),
         window_words=language.context.window_words,
     )
+
+
+def _abbreviation(words: Abbreviations) -> re.Pattern[str] | None:
+    branches = []
+    if words.describing:
+        branches.append(rf"\b({'|'.join(sorted(words.describing, key=len, reverse=True))})\b\.?(?= +[a-z(])")
+    if words.naming:
+        branches.append(rf"\b({'|'.join(sorted(words.naming, key=len, reverse=True))})\b(?!-)")
+    return re.compile("|".join(branches), re.IGNORECASE) if branches else None
 
 
 def _compile_target(target: Target) -> CompiledTarget:

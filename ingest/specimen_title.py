@@ -31,6 +31,11 @@ def title_of(own: Sequence[Passage], case: CaseText, engine: Compiled, descripti
     return Title(site or "unknown", laterality, procedure or "unknown")
 
 
+def site_and_procedure(zone: str, engine: Compiled) -> tuple[str, str]:
+    """Site and procedure that the view of one title names."""
+    return _site(zone, engine) or "unknown", _procedure(zone, engine) or "unknown"
+
+
 def _title_zones(own: Sequence[Passage], case: CaseText, description: str) -> Iterable[str]:
     for role in TITLED_ROLES:
         for passage in own:

@@ -5,12 +5,18 @@ cancer word beside "no carcinoma", or a stage that the text denies, make the par
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ingest.case import Label
-from ingest.mentions import NEGATIVE_MARGIN, UNRECOGNISED, Mention
+from ingest.mentions import NEGATIVE_MARGIN, POSITIVE, UNRECOGNISED, Mention
+from ingest.rulefile import Finding
 
 GENERIC_RANK = 45  # findings from this rank on only say "cancer", not which
+_POSITIVE_NODE = Finding(
+    id="node_positive", finding="node_metastasis", label="cancer", terms=("positive",), rank=44, excludes=True
+)
+_CLEAR_NODE = Finding(id="no_epithelium", finding="node_negative", label="benign", terms=("no epithelium",), rank=45)
+_IN_NODES = {POSITIVE.id: _POSITIVE_NODE, "node_positive": _POSITIVE_NODE, "no_epithelium": _CLEAR_NODE}
 SPECIFIC_BENIGN_RANK = 50  # findings below this rank name a lesion
 
 
@@ -38,9 +44,10 @@ def judge(mentions: Sequence[Mention], site: str, procedure: str) -> Verdict:
         site: a negation about nodes counts for a node part, one about skin for a skin part.
         procedure: a negation about margins counts for a margin part.
     """
+    mentions = for_site(mentions, site)
     affirmed = [m for m in mentions if m.context == "affirmed"]
     doubted = [m for m in mentions if m.context == "uncertain"]
-    excluded = [m for m in mentions if m.finding.excludes and _excludes_here(m, site, procedure)]
+    excluded = [m for m in mentions if _can_exclude(m, procedure) and _excludes_here(m, site, procedure)]
     by_label: dict[str, list[Mention]] = {}
     for mention in affirmed:
         by_label.setdefault(mention.finding.label, []).append(mention)
@@ -65,6 +72,10 @@ def judge(mentions: Sequence[Mention], site: str, procedure: str) -> Verdict:
         first = _first(cancer)
         if excluded and all(m.finding.rank >= GENERIC_RANK for m in cancer):
             return verdict("indeterminate", "contradiction", first, *excluded, flags=("contradiction",))
+        sure = [m for m in cancer if not m.unexplained]
+        named_benign = [m for m in by_label.get("benign", []) if m.finding.supports_alone]
+        if not sure and (named_benign or all(m.finding.rank >= GENERIC_RANK for m in cancer)):
+            return verdict("indeterminate", "unexplained_denial", first, flags=("contradiction",))
         return verdict("cancer", _cancer_name(first, cancer, site), first)
     if in_situ:
         return verdict("in_situ", _first(in_situ).finding.name, _first(in_situ))
@@ -81,7 +92,8 @@ def judge(mentions: Sequence[Mention], site: str, procedure: str) -> Verdict:
     if answerless:
         first = _first(answerless)
         named = alone and _first(alone).finding.rank < SPECIFIC_BENIGN_RANK
-        if not (named and first.finding.id == "insufficient"):
+        answered = excluded and all(m.finding.id in ("organ_missed", "no_epithelium") for m in answerless)
+        if not (named and first.finding.id in ("insufficient", "gross_only")) and not answered:
             return verdict("not_assessable", first.finding.name, first)
     unknown = [m for m in mentions if m.finding is UNRECOGNISED and m.context in ("affirmed", "uncertain", "foreign")]
     if unknown:
@@ -89,8 +101,12 @@ def judge(mentions: Sequence[Mention], site: str, procedure: str) -> Verdict:
     if alone:
         first = _first(alone)
         return verdict("benign", _benign_name(first, mentions, site), first, *excluded[:1])
-    if any(m.finding.label == "benign" for m in doubted):
-        first = next(m for m in doubted if m.finding.label == "benign")
+    denied = {
+        m.statement for m in excluded
+    }  # "no carcinoma, fibroadenoma": doubtful in its statement, which denies cancer
+    hedged = [m for m in doubted if m.finding.label == "benign" and m.statement not in denied]
+    if hedged:
+        first = hedged[0]
         return verdict("indeterminate", "hedged_benign", first)
     if excluded:
         return verdict("benign", _benign_name(None, mentions, site), excluded[0])
@@ -101,6 +117,23 @@ def judge(mentions: Sequence[Mention], site: str, procedure: str) -> Verdict:
     if weak:
         return verdict("indeterminate", "unspecified_lesion", weak[0])
     return NOTHING
+
+
+def for_site(mentions: Sequence[Mention], site: str) -> Sequence[Mention]:
+    """In a node part "positive" alone is a metastasis, and tissue without epithelium is a clear node."""
+    if site != "lymph_node":
+        return mentions
+    return [replace(m, finding=_IN_NODES[m.finding.id]) if m.finding.id in _IN_NODES else m for m in mentions]
+
+
+def _can_exclude(mention: Mention, procedure: str) -> bool:
+    # "No DCIS", "no angiosarcoma" answer for a margin or a re-excision; elsewhere they leave the lesion open.
+    sought = procedure in ("margin", "re_excision") and mention.finding.label not in (
+        "benign",
+        "not_assessable",
+        "flag",
+    )
+    return mention.finding.excludes or sought
 
 
 def _excludes_here(mention: Mention, site: str, procedure: str) -> bool:

@@ -1,4 +1,4 @@
-"""Commands about labels: label, explain, rules test and diff, review export and import."""
+"""Commands about labels: label, explain, rules test, diff and score, review export and import."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from ingest.commands.options import ConfigOption, SetOption
 
-rules = typer.Typer(help="Test a rule file, or compare two.", no_args_is_help=True, rich_markup_mode=None)
+rules = typer.Typer(help="Test a rule file, score it, or compare two.", no_args_is_help=True, rich_markup_mode=None)
 review = typer.Typer(
     help="A sample for a pathologist, and what came back.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -85,6 +85,25 @@ def rules_diff(
               f"{change.label_b or 'absent'} ({change.finding_b})")  # fmt: skip
     for (before, after), count in sorted(counts.items()):
         print(f"{before or 'absent'} -> {after or 'absent'}: {count:,}")
+
+
+@rules.command("score")
+def rules_score(
+    reports: Annotated[Path, typer.Argument(help="Reports as for `label`, each with parts: [{part, label}].")],
+    rules: RulesOption = "breast",
+    misses: Annotated[bool, typer.Option("--misses", help="Name every part that differs.")] = False,
+) -> None:
+    """How well a rule file reads reports that a person has labelled.
+
+    \b
+    Example: python -m ingest rules score labelled.jsonl --rules breast --misses
+    """
+    from ingest.rulescore import score_reports
+
+    score = score_reports(reports, rules)
+    for miss in score.misses if misses else ():
+        print(f"{miss.id} part {miss.part}: {miss.label} ({miss.finding or 'no finding'}), not {miss.gold}")
+    print("\n".join(score.lines()))
 
 
 @review.command("export")

@@ -5,12 +5,14 @@ headings, part headers and bullets live on them.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import lru_cache
 
 from ingest.case import TextFormat
 from ingest.errors import InputError
+from ingest.report.layout import checked_answers, columns_as_answers
 from ingest.rulefile import LONG_WORD
 
 # A text of exactly this length was cut by a column type: VARCHAR(255), Oracle VARCHAR2, SQL Server varchar, an Excel cell, TEXT.
@@ -48,8 +50,19 @@ _DEMOGRAPHIC = re.compile(
 _STRONG_DEMOGRAPHIC = re.compile(r"\b(?:mrn|dob|date of birth|patient name|medical record|ssn)\b *[:#]")
 _RULE = re.compile(r"^[ ]*[-=_*~]{4,}[ ]*$")
 _CASE_NUMBER_LINE = re.compile(r"^ *[A-Z]{1,4}\d{2}-\d{2,8}\b.{0,80}$")
+_LETTERHEAD = re.compile(
+    r"^[ ]*(?:[A-Z][A-Za-z.,&' -]*\b(?i:hospital|pathology|medical|cent(?:er|re)|laborator(?:y|ies)|associates|clinic|university|"
+    r"institute|department|health|foundation)\b[A-Za-z.,&' -]*|"
+    r".*\b[A-Z]{1,4}-?\d{2}-\d{2,8}\b.*\b(?i:printed|page|dob|mrn|\d{1,2}/\d{1,2}/\d{2,4}).*)$"
+)
+_SMALL_L = re.compile(r"^([ ]*)l(?=[.)] )", re.MULTILINE)
 _HYPHEN_BREAK = re.compile(r"([A-Za-z]{2,})-[ ]*\n[ ]*([A-Za-z]{2,})")
 MAX_LETTERS_APART = 4  # two edits change at most two letters for two others; a cheap sieve before counting edits
+_OCR = str.maketrans("018l|", "OIBII")
+_OCR_WORD = re.compile(
+    r"\b(?=[A-Z0-9|l]{3,}\b)(?=[0-9|l]*[A-Z])[A-Z|l]*[018l|][A-Z018l|]*[A-Z][A-Z018l|]*\b|\b[A-Z]{2,}[018l|]+\b"
+)
+_OCR_HINT = re.compile(r"[018l|](?:(?<=[A-Z].)[A-Z]|[A-Z]{2}|(?<=[A-Z]{2}.))")
 _WORD = re.compile(r"[A-Za-z]{6,}")
 _ENDS = re.compile(r"[.:;!?]\s*$|^\s*$")
 _BEGINS = re.compile(
@@ -83,6 +96,9 @@ class Spelling:
     known: frozenset[str]
     repair: frozenset[str]
     never: frozenset[str]
+    abbreviation: re.Pattern[str] | None = None
+    written_out: Mapping[str, str] = field(default_factory=dict)
+    short_forms: frozenset[str] = frozenset()  # the abbreviations as they stand between spaces
 
 
 NO_SPELLING = Spelling(frozenset(), frozenset(), frozenset())
@@ -136,6 +152,13 @@ def normalise(text: str, text_format: TextFormat = "text", spelling: Spelling = 
         text = _HYPHEN_BREAK.sub(lambda found: _mend_hyphen(found, spelling), text)
         if text != before:
             flags.add("hyphen_break")
+    if "   " in text:
+        text = columns_as_answers(text)
+    if "[" in text or "(" in text:
+        text = checked_answers(text)
+    if spelling.abbreviation is not None and not spelling.short_forms.isdisjoint(text.lower().split()):
+        text = spelling.abbreviation.sub(lambda found: _written_out(found, spelling.written_out), text)
+    text = _repair_digits(text, spelling, flags)
     text = _repair_spelling(text, spelling, flags)
     return NormalText(text, tuple(sorted(flags)))
 
@@ -210,7 +233,9 @@ def _without_page_headers(lines: list[str], flags: set[str]) -> tuple[list[str],
         changed = False
         for index in range(num_lines):
             line = lines[index]
-            if drop[index] or not (not line.strip() or _RULE.match(line) or _CASE_NUMBER_LINE.match(line)):
+            if drop[index] or not (
+                not line.strip() or _RULE.match(line) or _CASE_NUMBER_LINE.match(line) or _LETTERHEAD.match(line)
+            ):
                 continue
             if (index and drop[index - 1]) or (index + 1 < num_lines and drop[index + 1]):
                 drop[index] = changed = True
@@ -256,6 +281,31 @@ def _mend_hyphen(found: re.Match[str], spelling: Spelling) -> str:
     if word in spelling.known or _repaired(word, spelling.repair, spelling.never) != word:
         return whole
     return f"{found.group(1)}-{found.group(2)}"
+
+
+def _repair_digits(text: str, spelling: Spelling, flags: set[str]) -> str:
+    """Optical character recognition takes O for 0, I for 1 or l, B for 8; mended where a known word comes of it."""
+
+    def mended(found: re.Match[str]) -> str:
+        word = found.group().translate(_OCR).upper()
+        return word if word.lower() in spelling.known else found.group()
+
+    if not spelling.known:
+        return text
+    if "l." in text or "l)" in text:
+        text = _SMALL_L.sub(r"\g<1>1", text)
+    if not _OCR_HINT.search(text):
+        return text
+    repaired = _OCR_WORD.sub(mended, text)
+    if repaired != text:
+        flags.add("ocr_repaired")
+    return repaired
+
+
+def _written_out(found: re.Match[str], words: Mapping[str, str]) -> str:
+    short = found.group(1) or found.group(2)
+    whole = words[short.lower()]
+    return whole.upper() if short.isupper() else whole.capitalize() if short[0].isupper() else whole
 
 
 def _repair_spelling(text: str, spelling: Spelling, flags: set[str]) -> str:

@@ -1,4 +1,4 @@
-"""Part headers: A.  A)  A:  (A)  A-C.  A, B.  A & C)  A/1.  PART 1:  SPECIMEN A  1.  I.  AA.  SITE (A):  A  BREAST, ...
+"""Part headers: A.  A)  A:  A=  (A)  A-C.  A, B.  A & C)  A/1.  PART 1:  SPECIMEN TWO:  JAR A  S20-1 A.  1.  I.  SITE (A):  ...
 
 A header needs words of a specimen title (site, procedure, clock, side), or an identifier that the LIS or the report's own
 specimen list knows, or its place in an unbroken series. One style rules a section: numbers under letters are findings.
@@ -14,19 +14,41 @@ from ingest.rulefile import Compiled
 
 Kind = Literal["letter", "lower", "number", "roman", "trailing"]
 
-_ID = r"(?:[A-Z]{1,2}|[IVX]{1,5}|\d{1,2}|[a-h])"
+_ID = r"(?:[A-Z]{1,2}(?![a-z])|[IVX]{1,5}|\d{1,2}|[a-h](?![a-z])|[ivx]{1,5}(?![a-z]))"
 _SEPARATOR = r"(?:[ ]*(?:-|,|&|/|\+)[ ]*(?:(?:and|AND|&)[ ]+)?|[ ]+(?:and|AND|through|THROUGH|thru|THRU|to|TO)[ ]+)"
-_IDS = rf"{_ID}(?:{_SEPARATOR}{_ID})*"
-_LEADING = re.compile(
-    rf"[ ]*(?:[*#>-]+[ ]*)?(?P<word>(?:PARTS?|SPECIMENS?|SPEC|Parts?|Specimens?|Spec)\b\.?[ ]*(?:\#|[Nn][Oo]\.?)?[ ]*)?"
-    rf"(?P<open>[(\[]|\#)?(?P<ids>{_IDS})"
-    r"(?P<close>[)\]][.:]?|[.:](?!\d)|[ ]*-(?=[ \n])|[ ]*,|(?P<wide>[ ]{2,}|[ ]+)|(?=\n|$))"
+_IDS = rf"{_ID}(?:[).]?{_SEPARATOR}\(?{_ID})*"
+_NUMBER_WORDS = ("ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE", "TEN")
+_WORDS = (
+    "Parts?|Specimens?|Spec|Containers?|Jars?|Samples?|Pots?|Vials?|Bottles?|Items?|Sites?|Lesions?|Tubes?|Tissues?|"
+    "Biops(?:y|ies)"
 )
+_CASE = r"(?:[A-Z]{1,4}-?\d{2}-\d{2,8}[ -]?)"
+_LEADING = re.compile(
+    rf"[ ]*(?:[*#>-]+[ ]*)?(?P<word>(?:{_WORDS}|{_WORDS.upper()})\b(?:\([sS]\))?+\.?[ ]*(?:\#|[Nn][Oo]\.?)?[ ]*|{_CASE}[ ]*)?"
+    rf"(?P<open>[(\[]|\#)?(?P<ids>{_IDS}|(?<=[ ])(?:{'|'.join(_NUMBER_WORDS)})(?![A-Z]))"
+    r"(?P<close>\.[)-]|[)\]][.:]?|[.:](?!\d)|[ ]*[=>]|/(?=[ ])|[ ]*-(?=[ \n])|[ ]*,|(?P<wide>[ ]{2,}|[ ]+)|(?=\n|$))\**"
+)
+_TITLE = r"(?:[^\n:]|(?<=\d):(?=\d\d))"  # a colon within a title is a clock's
 _TRAILING = re.compile(
-    rf"[ ]*(?P<title>[^\n:]{{3,140}}?)[ ]*[(\[](?:PART |SPECIMEN |Part |Specimen )?(?P<ids>{_IDS})[)\]][ ]*"
-    r"(?P<close>:|-(?=[ ])|(?=\n|$))"
+    rf"[ ]*(?P<title>{_TITLE}{{3,140}}?)[ ]*[(\[](?:(?P<word>PART |SPECIMEN |Part |Specimen |part |specimen )|{_CASE})?"
+    rf"(?P<ids>{_IDS})[)\]][ ]*(?P<close>:|-(?=[ ])|,(?={_TITLE}{{0,80}}:)|(?=\n|$))"
 )
 _INLINE = re.compile(r"(?:(?<=[.;:)])|(?<=\w))[ ]+(?P<open>\(?)(?P<ids>[A-Z]|\d{1,2})(?P<close>[.):])[ ]+(?=[A-Z(])")
+_IN_BRACKETS = re.compile(r"[(\[]([A-Z])[)\]]")
+_BARE_TITLE = re.compile(
+    rf"(?:^[ ]*(?:[-*#>]+[ ]*)?|(?<=[.;])[ ]+)(?P<title>[A-Z]{_TITLE}{{6,140}}?)(?::(?!\d)|[ ]-{{1,2}}[ ]|(?=\n))",
+    re.MULTILINE,
+)
+_SIDE = re.compile(r"\b(?:left|right|lt|rt|l|r|bilateral)\b")
+_NO_TITLE = re.compile(
+    r"\b(?:is|are|was|were|has|have|shows?|see|identified|present|received|labell?ed|laterality|from|of tumou?r)\b"
+)
+_SHARES_TITLE = re.compile(r"(?:,|&|\b(?:and|AND))\s*$")
+_COLON = re.compile(r":(?!\d\d)")
+_COUNTED = re.compile(
+    r"\b(?:focus|foci|grade|block|level|core|slide|type|class|lesion|group|stage|nodule|mass|tumou?r|number|no|x)$",
+    re.I,
+)
 _CLOCK = re.compile(r"\b\d{1,2}(?::\d\d)?(?: ?- ?\d{1,2}(?::\d\d)?)? ?o'?clock|\b\d{1,2}:\d\d\b")
 _ROMAN_VALUES = {"I": 1, "V": 5, "X": 10}
 _TITLE_CHARACTERS = 160
@@ -68,11 +90,12 @@ def find_parts(
 
 def expand_ids(text: str) -> tuple[str, ...]:
     """`A-C` -> A, B, C; `A, B` and `A & C` -> as listed; `A/1` -> A."""
-    pieces = re.split(rf"({_SEPARATOR})", text.strip())
+    pieces = re.split(rf"[).]?({_SEPARATOR})\(?", text.strip())
     ids: list[str] = [pieces[0].upper()]
     for separator, piece in zip(pieces[1::2], pieces[2::2], strict=False):
         mark, piece = separator.strip().lower(), piece.upper()
         if mark == "/" and piece.isdigit() != ids[-1].isdigit():
+            ids[-1] = ids[-1] if piece.isdigit() else piece  # A/1 and 1/A both name part A
             continue
         if mark in ("-", "through", "thru", "to"):
             first, last = ordinal(ids[-1]), ordinal(piece)
@@ -107,6 +130,22 @@ def has_title_words(text: str, start: int, end: int, engine: Compiled) -> bool:
     return bool(engine.sites.pattern.search(head) or engine.procedures.pattern.search(head) or _CLOCK.search(head))
 
 
+def find_titles(text: str, seen: str, start: int, end: int, engine: Compiled) -> list[tuple[int, int]]:
+    """Specimen titles without an identifier at the head of a line or sentence: where each begins and where its text begins.
+
+    A title names a site, a side and a procedure (or a clock position) before a colon or a dash.
+    """
+    titles = []
+    for found in _BARE_TITLE.finditer(text, start, end):
+        first, last = found.span("title")
+        site = engine.sites.pattern.search(seen, first, last)
+        if site is None or not _SIDE.search(seen, first, last) or _NO_TITLE.search(seen, first, last):
+            continue
+        if engine.procedures.pattern.search(seen, first, last) or _CLOCK.search(seen, first, last):
+            titles.append((first, found.end()))
+    return titles
+
+
 def _nth(number: int, like: str) -> str:
     if like.isdigit():
         return str(number)
@@ -122,9 +161,15 @@ def _candidates(text: str, start: int, end: int, engine: Compiled) -> Iterable[H
         header = _leading(found, text, line_end, end, engine) if found else None
         if header is None and text.find("(", position, line_end) >= 0:
             trailing = _TRAILING.match(text, position, line_end)
-            if trailing and has_title_words(trailing.group("title"), 0, 200, engine):
-                ids = expand_ids(trailing.group("ids"))
-                if ids and (ids[0].isdigit() or len(ids[0]) == 1 or ids[0][0] == ids[0][1]):
+            plural = (
+                trailing and text[trailing.end("title") : trailing.end("title") + 3].upper() == "(S)"
+            )  # "TISSUE(S)"
+            if trailing and not plural and has_title_words(trailing.group("title"), 0, 200, engine):
+                more = _IN_BRACKETS.findall(trailing.group("title"))  # "left breast (A) and right breast (B), cores:"
+                ids = tuple(dict.fromkeys((*more, *expand_ids(trailing.group("ids")))))
+                lettered = len(ids[0]) == 1 or ids[0][0] == ids[0][1] if ids and not ids[0].isdigit() else False
+                # "(0/2)" and "(2)" behind words are counts; a number needs the word "part"
+                if lettered or (ids and trailing.group("word")):
                     indent = len(trailing.group()) - len(trailing.group().lstrip())
                     header = Header(ids, "trailing", position, position, indent, titled=True)
         if header is not None:
@@ -134,6 +179,10 @@ def _candidates(text: str, start: int, end: int, engine: Compiled) -> Iterable[H
 
 def _leading(found: re.Match[str], text: str, line_end: int, end: int, engine: Compiled) -> Header | None:
     ids_text, worded = found.group("ids"), bool(found.group("word"))
+    if ids_text.upper() in _NUMBER_WORDS:
+        if not worded:
+            return None
+        ids_text = str(_NUMBER_WORDS.index(ids_text.upper()) + 1)
     if found.group("word") is None and found.group("open") == "#" and not ids_text.isdigit():
         return None
     close = found.group("close")
@@ -141,15 +190,25 @@ def _leading(found: re.Match[str], text: str, line_end: int, end: int, engine: C
     titled = has_title_words(text, body, _title_end(text, body, end), engine)
     if found.group("wide") is not None or not close or close.strip() == ",":
         # Bare: "A  BREAST, LEFT" or "PART A<newline>"; letters need a title at once, in capitals.
-        if not worded:
-            first = re.match(r"[A-Z][A-Z'/-]+\b", text[body:line_end])
-            if not (first and re.fullmatch(r"[A-Z]", ids_text) and close and "," not in close):
+        alone = not close and re.fullmatch(r"[A-Z]", ids_text) and text[body : body + 1] == "\n"
+        if not worded and alone:
+            below = text.find("\n", body + 1, end)
+            below = end if below < 0 else below
+            if not has_title_words(text, body, below, engine) or _LEADING.match(text, body + 1, below):
+                return None  # a letter alone on its line stands above its title
+        elif not worded:
+            capital = r"[A-Z][A-Za-z'/-]+\b" if close and len(close) > 1 else r"[A-Z][A-Z'/-]+\b"
+            first = re.match(capital, text[body:line_end])
+            wide_number = ids_text.isdigit() and close and len(close) > 1
+            if not (first and (re.fullmatch(r"[A-Z]", ids_text) or wide_number) and close and "," not in close):
                 return None
+            if close == " " and ids_text in "LR":
+                return None  # "L BREAST" is a side
             if not has_title_words(text, body, min(line_end, body + 30), engine):
                 return None
             if close == " " and (ids_text in "AI" and not first.group().isupper()):
                 return None
-    elif not close.strip() and not worded:
+    elif (not close.strip() and not worded) or (close.strip() in ("=", ">", "/") and not titled):
         return None
     ids = expand_ids(ids_text)
     if not ids:
@@ -158,6 +217,10 @@ def _leading(found: re.Match[str], text: str, line_end: int, end: int, engine: C
     first_id = ids_text[0:2] if len(ids_text) > 1 and ids_text[1:2].isalpha() else ids_text[0]
     if ids[0].isdigit():
         kind = "number"
+    elif first_id[0] in "ivx":
+        if not roman_ordinal(ids[0]):
+            return None
+        kind = "roman"
     elif first_id[0].islower():
         kind = "lower"
     elif len(ids[0]) > 1 and roman_ordinal(ids[0]) > 1:
@@ -195,7 +258,8 @@ def _ruling_kind(
         if kind == "roman" and not (candidate.titled and len(candidate.ids[0]) == 2):
             continue
         if kind in ("number", "lower"):
-            if candidate.ids[0] in ("1", "A") and candidate.titled and not lead_titled:
+            starts = candidate.ids[0] in ("1", "A") or _runs_on([other for other in same if other.titled])
+            if starts and candidate.titled and not lead_titled:
                 return kind
             continue
         if candidate.titled and (not lead_titled or _CLOCK.search(text[candidate.body : candidate.body + 40])):
@@ -208,6 +272,12 @@ def _ruling_kind(
 def _is_series(headers: Sequence[Header]) -> bool:
     ids = [part for header in headers for part in header.ids]
     return [ordinal(part) for part in ids] == list(range(1, len(ids) + 1))
+
+
+def _runs_on(headers: Sequence[Header]) -> bool:
+    """Whether titled headers count on without a gap from any number: 9, 10, 11."""
+    values = [ordinal(part) for header in headers for part in header.ids]
+    return len(values) > 1 and values == list(range(values[0], values[0] + len(values)))
 
 
 def _as_romans(candidates: Sequence[Header]) -> list[Header]:
@@ -238,10 +308,10 @@ def _accept(
         accepted.append(header)
         seen.update(header.ids)
         last = max(value, ordinal(header.ids[-1]) if header.kind != "roman" else value)
-    return _with_inline(accepted, text, end, engine)
+    return _with_inline(accepted, text, end, engine, known)
 
 
-def _with_inline(accepted: list[Header], text: str, end: int, engine: Compiled) -> list[Header]:
+def _with_inline(accepted: list[Header], text: str, end: int, engine: Compiled, known: Sequence[str]) -> list[Header]:
     """Further parts on the same line: `A. Left breast: x. B. Right breast: y.`"""
     if not accepted or accepted[0].kind not in ("letter", "number"):
         return accepted
@@ -252,16 +322,23 @@ def _with_inline(accepted: list[Header], text: str, end: int, engine: Compiled) 
         last = ordinal(header.ids[-1])
         for found in _INLINE.finditer(text, header.body, stop):
             part = found.group("ids")
+            if _COUNTED.search(text[max(0, found.start() - 12) : found.start()]):
+                continue  # "FOCUS 2. DCIS"
             if (
                 bool(found.group("open")) != header.bracketed
                 or part.isdigit() != header.ids[0].isdigit()
                 or ordinal(part) != last + 1
             ):
                 continue
-            if has_title_words(text, found.end(), min(stop, found.end() + 60), engine):
+            if part in known or has_title_words(text, found.end(), min(stop, found.end() + 60), engine):
+                before: tuple[str, ...] = ()
+                if _SHARES_TITLE.search(text, result[-1].body, found.start()) and not _COLON.search(
+                    text, result[-1].body, found.start()
+                ):
+                    before = result.pop().ids  # "A. Left breast, 1:00 and B. Left breast, 2:00, cores:" share one text
                 result.append(
                     Header(
-                        (part,),
+                        (*before, part),
                         header.kind,
                         found.start(),
                         found.end(),

@@ -13,7 +13,8 @@ from ingest.rulefile import Compiled
 
 Role = Literal[
     "preamble", "final", "amended", "addendum_diagnosis", "addendum", "comment", "synoptic", "ancillary", "specimens",
-    "codes", "previous", "preliminary", "frozen", "history", "gross", "microscopic", "reason", "disclaimer", "banner_amended",
+    "codes", "previous", "preliminary", "frozen", "history", "gross", "microscopic", "reason", "disclaimer",
+    "banner_amended", "banner_preliminary",
 ]  # fmt: skip
 DIAGNOSIS_ROLES: frozenset[str] = frozenset(
     {"final", "amended", "addendum_diagnosis", "preliminary", "previous", "frozen"}
@@ -32,6 +33,27 @@ _PART_REFERENCE = re.compile(
 _NUMBERED = re.compile(r"^(?:[ivx]+|\d{1,2})[.)] +")
 _CONTINUED = re.compile(r"\bcont(?:inued|'d|\.)?\b", re.IGNORECASE)
 _INLINE = re.compile(r"(?<=[.!?)\]])[ ]+((?:COMMENT|NOTE|Comment|Note|ADDENDUM|Addendum)[sS]?)[ ]*:")
+_INLINE_ANY = re.compile(
+    r"(?<=[\w)\]]{2})[.!?][ ]+([A-Z][A-Za-z/ -]{2,40}+)(?::|(?<=iagnosis)(?=\n|$)|(?<=IAGNOSIS)(?=\n|$))"
+)
+_INLINE_ROLES = frozenset(
+    {"final", "amended", "addendum_diagnosis", "previous", "frozen", "gross", "microscopic", "history"}
+)
+_SYNOPTIC = re.compile(
+    r"\b(?:synoptic|synopsis|template|checklist|proforma|case summary|cancer summary|tumou?r summary|data ?set|cancer protocol)\b"
+)
+_NO_HEADING = re.compile(r"\b(?:see|refer|is|are|was|in|from|below|above|following)\b")
+# "PREVIOUS CASES ON THIS PATIENT:" alone on its line; a scar of an old biopsy is a finding.
+_OLD_MATTER = re.compile(
+    r"(?!.*\b(?:sites?|changes?|cavity|scar|tract)\b)(?:previous|prior|past|earlier|other|outside|old|related)(?: [a-z/&-]+){1,6}$"
+)
+_SUPERSEDED = re.compile(
+    r"\b(?:superseded|incorrect|erroneous|withdrawn|void|obsolete|replaced|retracted|in error|previous|prior|old)\b"
+)
+_AMENDED = re.compile(r"\b(?:amended|corrected|revised)\b")
+_ABOUT_PART = re.compile(
+    rf"[(\[](?:applies to |for |specimen |part |parts |specimens )?({_PART}(?:[ ,&-]+(?:and )?{_PART})*)[)\]]", re.I
+)
 _LINE = re.compile(r"[^\n]+")
 
 
@@ -62,6 +84,16 @@ def find_headings(text: str, engine: Compiled) -> list[Heading]:
         Heading("addendum" if found.group(1)[0] in "aA" else "comment", found.start(1), found.end(), 99, inline=True)
         for found in _INLINE.finditer(text)
     ]
+    inline = [
+        Heading(role, found.start(1), found.end(), 0, inline=True)
+        for found in _INLINE_ANY.finditer(text)
+        if (role := _role_of(found.group(1), engine)[0]) in _INLINE_ROLES and _speaks_for_itself(found.group(1), role)
+    ]
+    if any(
+        heading.role in DIAGNOSIS_ROLES for heading in (*headings, *inline)
+    ):  # else prose that says "Microscopic: ..."
+        spans = [(heading.start, heading.body) for heading in headings]
+        headings += [h for h in inline if not any(start <= h.start < body for start, body in spans)]
     headings.sort(key=lambda heading: heading.start)
     return headings
 
@@ -81,12 +113,21 @@ def _heading(line: str, start: int, indent: int, engine: Compiled) -> Heading | 
     if colon >= 0 and candidate.count("(") > candidate.count(")"):
         return None
     role, parts = _role_of(candidate, engine)
+    if role is None and colon >= 0 and not line[colon + 1 :].strip() and _OLD_MATTER.match(candidate.strip().lower()):
+        role = "previous"
     if role is None:
+        return None
+    if role == "synoptic" and colon < 0 and line.rstrip().endswith("."):
         return None
     body = start + (len(line) if colon < 0 else colon + 1)
     if _CONTINUED.search(candidate) and role in DIAGNOSIS_ROLES:
         return None
     return Heading(role, start, body, indent, parts, bool(line[body - start :].strip()))
+
+
+def _speaks_for_itself(name: str, role: Role | None) -> bool:
+    # In the middle of a line "Procedure:" or "Breast:" is a key; a section is named by a fuller word.
+    return role != "history" or name.split()[0].lower() in ("clinical", "history")
 
 
 def _is_key(heading: Heading) -> bool:
@@ -107,14 +148,26 @@ def _cached_role_of(candidate: str, shared: "_Shared") -> tuple[Role | None, str
     key = " ".join(plain.lower().replace("-", " ").replace(",", " ").replace("*", " ").split())
     key = _DATES.sub("", key).strip(" .:")
     role = _role(key, engine)
+    if role is None and _SYNOPTIC.search(key) and not _NO_HEADING.search(key):
+        role = "synoptic"
+    if role in ("final", "amended"):
+        role = _by_remark(role, " ".join(_BRACKETS.findall(candidate)).lower())
     if role is not None:
-        return role, ""
+        about = _ABOUT_PART.search(candidate)
+        return role, about.group(1).upper() if about else ""
     named = _PART_REFERENCE.match(key)
     if named and named.group(1):
         role = _role(named.group(1).strip(" ,"), engine)
         if role is not None:
             return role, named.group(2).upper()
     return None, ""
+
+
+def _by_remark(role: Role, remark: str) -> Role:
+    """The role of a diagnosis heading whose brackets say that it no longer stands, or that it is the new one."""
+    if _SUPERSEDED.search(remark):
+        return "previous"
+    return "amended" if _AMENDED.search(remark) else role
 
 
 def _role(key: str, engine: Compiled) -> Role | None:

@@ -45,7 +45,11 @@ def dangles(text: str) -> bool:
     stripped = text.rstrip()
     if _CUT_LETTER.search(stripped) and not _GRADED.search(stripped):
         return True
-    return bool(stripped) and bool(_DANGLING.search(stripped)) and not _ANSWER.search(stripped)
+    found = _DANGLING.search(stripped)
+    if not found or _ANSWER.search(stripped):
+        return False
+    described = stripped[: found.start()].rstrip().endswith(",") or found.group().lower() == "negative"
+    return not described  # "carcinoma, lobular", "HER2 negative" are whole
 
 
 def _chunks(text: str, start: int, end: int) -> list[tuple[int, int]]:

@@ -6,12 +6,12 @@ previous text never becomes evidence.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ingest.case import ReportVersion
 from ingest.report.normalise import NormalText, Spelling, UnreadableReport, normalise, view
-from ingest.report.parts import Header, expand_ids, find_parts
+from ingest.report.parts import Header, expand_ids, find_parts, find_titles
 from ingest.report.sections import DIAGNOSIS_ROLES, Role, find_headings, section_role
 from ingest.rulefile import Compiled
 
@@ -24,6 +24,7 @@ _SYNOPTIC_PART = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _MIN_FOREIGN_WORDS = 2
+_SIDE = re.compile(r"\b(?:left|right|lt|rt|l|r)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,14 @@ def read_case(reports: Sequence[ReportVersion], engine: Compiled, known: Sequenc
     Args:
         known: part identifiers of the LIS part table, empty when there is none.
     """
-    spelling = Spelling(engine.known_words, engine.typo_words, engine.typo_never)
+    spelling = Spelling(
+        engine.known_words,
+        engine.typo_words,
+        engine.typo_never,
+        engine.abbreviation,
+        engine.written_out,
+        engine.short_forms,
+    )
     standing = _standing(reports)
     texts, views = [""] * len(reports), [""] * len(reports)
     passages: list[Passage] = []
@@ -85,8 +93,8 @@ def read_case(reports: Sequence[ReportVersion], engine: Compiled, known: Sequenc
         flags.update(normal.flags)
         segments = _segments(normal.text, report, engine)
         has_headings = has_headings or len(segments) > 1 or segments[0].role != "preamble"
-        listed = known or _listed(normal.text, segments, engine)
-        passages += _passages(normal.text, index, segments, report, engine, listed)
+        specimens = _specimens(normal.text, segments, engine)
+        passages += _passages(normal.text, views[index], index, segments, report, engine, known, specimens)
     if "text_truncated" in flags:
         quarantine.add("text_truncated")
     if not reports:
@@ -134,7 +142,7 @@ def _segments(text: str, report: ReportVersion, engine: Compiled) -> list[_Segme
     first = headings[0].start if headings else len(text)
     if first > 0 or not headings or base != "preamble":
         segments.append(_Segment(base, 0, first, 0, ()))
-    amended = False
+    amended = preliminary = False
     banner: Role | None = None
     for heading, following in zip(headings, [*headings[1:], None], strict=False):
         end = following.start if following else len(text)
@@ -142,6 +150,8 @@ def _segments(text: str, report: ReportVersion, engine: Compiled) -> list[_Segme
         if role == "banner_amended":
             amended = True
             role = "disclaimer"
+        elif role == "banner_preliminary":
+            preliminary, role = True, "disclaimer"
         elif role == "final":
             if amended:
                 role, amended = "amended", False
@@ -151,6 +161,8 @@ def _segments(text: str, report: ReportVersion, engine: Compiled) -> list[_Segme
         segments.append(
             _Segment(role, heading.body, end, heading.indent, expand_ids(heading.parts) if heading.parts else ())
         )
+    if preliminary:
+        report = replace(report, kind="preliminary")
     return [replace(segment, role=_by_version(segment.role, report)) for segment in segments]
 
 
@@ -164,17 +176,46 @@ def _by_version(role: Role, report: ReportVersion) -> Role:
     return role
 
 
-def _listed(text: str, segments: Sequence[_Segment], engine: Compiled) -> tuple[str, ...]:
-    """Identifiers of the report's own list of specimens."""
-    ids: list[str] = []
+def _specimens(text: str, segments: Sequence[_Segment], engine: Compiled) -> dict[str, str]:
+    """The report's own list of specimens: what is said about each identifier."""
+    listed: dict[str, str] = {}
     for segment in segments:
         if segment.role == "specimens":
-            ids += [part for header in find_parts(text, segment.start, segment.end, engine) for part in header.ids]
-    return tuple(dict.fromkeys(ids))
+            headers = find_parts(text, segment.start, segment.end, engine)
+            for header, following in zip(headers, [*headers[1:], None], strict=False):
+                for part in header.ids:
+                    listed.setdefault(part, text[header.body : following.start if following else segment.end])
+    return listed
+
+
+def _by_specimen_list(
+    text: str, seen: str, segment: _Segment, engine: Compiled, specimens: Mapping[str, str]
+) -> list[Header]:
+    """Headers for titles without identifiers, when the specimen list has as many entries and the sides agree in order."""
+    if len(specimens) < 2 or segment.role not in ("final", "amended", "addendum_diagnosis"):
+        return []
+    titles = find_titles(text, seen, segment.start, segment.end, engine)
+    if len(titles) != len(specimens):
+        return []
+    pairs = list(zip(titles, specimens.items(), strict=True))
+    if any(_sides(seen[start:body]) != _sides(view(entry)) for (start, body), (_, entry) in pairs):
+        return []
+    return [Header((part,), "letter", start, start, 0, titled=True) for (start, _), (part, _) in pairs]
+
+
+def _sides(title: str) -> frozenset[str]:
+    return frozenset(side[0] for side in _SIDE.findall(title))
 
 
 def _passages(
-    text: str, version: int, segments: Sequence[_Segment], report: ReportVersion, engine: Compiled, known: Sequence[str]
+    text: str,
+    seen_text: str,
+    version: int,
+    segments: Sequence[_Segment],
+    report: ReportVersion,
+    engine: Compiled,
+    known: Sequence[str],
+    specimens: Mapping[str, str],
 ) -> list[Passage]:
     passages: list[Passage] = []
     parent: Role | None = None
@@ -191,7 +232,9 @@ def _passages(
             continue
         may_interrupt = segment.role in _NESTABLE or segment.indent > header_indent
         before = last_header if parts and may_interrupt else None
-        headers = find_parts(text, segment.start, segment.end, engine, known, before)
+        headers = find_parts(text, segment.start, segment.end, engine, known or tuple(specimens), before)
+        if not headers and not known and report.part is None:
+            headers = _by_specimen_list(text, seen_text, segment, engine, specimens)
         if report.part is not None:
             start = headers[0].body if headers and headers[0].ids == (report.part,) else segment.start
             passages.append(Passage(version, segment.role, (report.part,), start, segment.end, nested=True))

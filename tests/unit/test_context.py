@@ -55,6 +55,18 @@ def said(text: str, engine: Compiled) -> dict[str, str]:
         ("No invasive ductal carcinoma at the margins.", "idc", "foreign"),
         ("Absence of myoepithelial cells around invasive ductal carcinoma.", "idc", "affirmed"),
         ("No DCIS, however invasive ductal carcinoma.", "idc", "affirmed"),
+        ("Invasive ductal carcinoma - none.", "idc", "negated"),
+        ("Not identified: invasive ductal carcinoma.", "idc", "negated"),
+        ("All four are negative for invasive ductal carcinoma.", "idc", "negated"),
+        ("Two nodes, all negative for ductal carcinoma (0/2).", "ductal_carcinoma", "negated"),
+        ("0/3 lymph nodes positive for ductal carcinoma.", "ductal_carcinoma", "negated"),
+        ("DCIS is not seen but cannot be excluded.", "dcis", "uncertain"),
+        ("Prior core biopsy (S21-100) showed DCIS.", "dcis", "historical"),
+        ("The DCIS seen previously is no longer identifiable.", "dcis", "negated"),
+        ("DCIS, similar to that seen previously.", "dcis", "affirmed"),
+        ("DCIS reported in the prior core (S19-2201).", "dcis", "historical"),
+        ("Mammographic features had suggested DCIS.", "dcis", "hypothetical"),
+        ("This test is used to detect HER2 in breast cancer.", "breast_cancer_words", "hypothetical"),
     ],
 )
 def test_context_of_a_finding(text: str, finding: str, context: str, engine: Compiled) -> None:
@@ -64,6 +76,25 @@ def test_context_of_a_finding(text: str, finding: str, context: str, engine: Com
 def test_two_negated_nouns_with_a_comma_and_no_or_are_doubt(engine: Compiled) -> None:
     assert said("No atypia, DCIS", engine)["dcis"] == "uncertain"
     assert said("No atypia, DCIS, or carcinoma", engine)["dcis"] == "negated"
+
+
+def test_a_finding_of_another_part_or_side_is_not_this_ones(engine: Compiled) -> None:
+    def context(text: str) -> str:
+        (mention,) = read(text, view(text), 0, len(text), engine, ("A",), side="right").mentions
+        return mention.context
+
+    assert context("DCIS described in part B.") == "historical"
+    assert context("DCIS described in part A.") == "affirmed"
+    assert context("DCIS of the left breast.") == "historical"
+    assert context("DCIS of the right breast.") == "affirmed"
+
+
+def test_a_denial_without_a_trigger_is_marked(engine: Compiled) -> None:
+    def unexplained(text: str) -> list[bool]:
+        return [mention.unexplained for mention in read(text, view(text), 0, len(text), engine).mentions]
+
+    assert unexplained("The notion of carcinoma was dismissed.") == [True]
+    assert unexplained("Carcinoma, high grade.") == [False]
 
 
 def test_counts_are_read_and_dates_are_not() -> None:

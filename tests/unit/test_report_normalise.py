@@ -3,12 +3,26 @@
 import pytest
 
 from ingest.report.normalise import Spelling, UnreadableReport, decode, normalise, view
+from ingest.rulefile import compiled, load_rules
 
 SPELLING = Spelling(
     known=frozenset({"carcinoma", "carcinoid", "lobules", "breast"}),
     repair=frozenset({"carcinoma", "invasive", "negative", "malignancy", "fibroadenoma"}),
     never=frozenset({"carcinoid"}),
 )
+
+
+@pytest.fixture(scope="module")
+def spelling() -> Spelling:
+    engine = compiled(load_rules("breast"))
+    return Spelling(
+        engine.known_words,
+        engine.typo_words,
+        engine.typo_never,
+        engine.abbreviation,
+        engine.written_out,
+        engine.short_forms,
+    )
 
 
 @pytest.mark.parametrize(
@@ -43,6 +57,36 @@ def test_page_header_goes_and_the_sentence_closes_over_it() -> None:
     normal = normalise(raw)
     assert normal.text == "NEGATIVE FOR CARCINOMA.\nB. NEXT"
     assert "page_header" in normal.flags
+
+
+def test_columns_become_answers_from_four_lines_on() -> None:
+    rows = [
+        "Histologic type      Ductal",
+        "DCIS                 Absent",
+        "LVI                  Absent",
+        "pT                   pT1",
+    ]
+    rows = [row[:21].ljust(21) + row[21:] for row in rows]
+    assert normalise("\n".join(rows[:3])).text == "\n".join(rows[:3])
+    assert normalise("\n".join(rows)).text.split("\n")[1] == "DCIS: Absent"
+
+
+def test_only_checked_boxes_speak() -> None:
+    assert normalise("DCIS   [ ] present  [X] absent").text == "DCIS: absent"
+    assert normalise("LEFT (A) AND RIGHT (B)").text == "LEFT (A) AND RIGHT (B)"
+
+
+def test_digits_read_for_letters_are_mended_only_into_known_words() -> None:
+    assert normalise("8REAST CARClN0MA", "text", SPELLING).text == "BREAST CARCINOMA"
+    assert normalise("BLOCK A1B0 pT1a N0", "text", SPELLING).text == "BLOCK A1B0 pT1a N0"
+
+
+def test_abbreviations_are_written_out_before_the_word_they_describe(spelling: Spelling) -> None:
+    assert (
+        normalise("INV. DUCTAL CA, NO EVID OF MALIG.", "text", spelling).text
+        == "INVASIVE DUCTAL CA, NO EVIDENCE OF MALIGNANCY."
+    )
+    assert normalise("THE FINDINGS ARE THOSE OF AN INV", "text", spelling).text.endswith("AN INV")
 
 
 def test_hyphen_break_is_joined_only_into_a_known_word() -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from ingest.report.parts import expand_ids, find_parts, roman_ordinal
+from ingest.report.normalise import view
+from ingest.report.parts import expand_ids, find_parts, find_titles, roman_ordinal
 from ingest.report.sections import find_headings, section_role
 from ingest.rulefile import Compiled, compiled, load_rules
 
@@ -35,6 +36,18 @@ def parts(text: str, engine: Compiled, known: tuple[str, ...] = ()) -> list[str]
         ("A  BREAST, LEFT\n   X\nB  BREAST, RIGHT\n   Y", ["A", "B"]),
         ("A-C. LYMPH NODES: X\nD, E. BREAST: Y\nF & H. BREAST: Z", ["ABC", "DE", "FH"]),
         ("A. Left breast: x. B. Right breast: y. C. Lymph node: z.", ["A", "B", "C"]),
+        ("1/A. Breast: x\n2/B. Breast: y", ["A", "B"]),
+        ("A) & B) BREAST, LEFT AND RIGHT: X\nC) NODE: Y", ["AB", "C"]),
+        ("A= Left breast: x\nB= Right breast: y", ["A", "B"]),
+        ("SPECIMEN ONE: LEFT BREAST\nX\nSPECIMEN TWO: RIGHT BREAST\nY", ["1", "2"]),
+        ("Jar A: Left breast: x\nJar B: Right breast: y", ["A", "B"]),
+        ("S24-100 A. Left breast: x\nS24-100 B. Right breast: y", ["A", "B"]),
+        ("i. Left breast: x\nii. Right breast: y", ["I", "II"]),
+        ("9. BREAST, DEEP MARGIN: X\n10. BREAST, LATERAL MARGIN: Y", ["9", "10"]),
+        ("1   RIGHT BREAST, LUMPECTOMY\n    X\n2   RIGHT BREAST, MARGIN\n    Y", ["1", "2"]),
+        ("A\nLeft breast, core biopsy:\nX\n\nB\nRight breast, core biopsy:\nY", ["A", "B"]),
+        ("Left breast, 2:00, core (A) - x\nLeft breast, 4:00, core (B) - y", ["A", "B"]),
+        ("Left breast, 1:00 (A) and right breast, 2:00 (B), cores:\nX", ["AB"]),
     ],
 )
 def test_every_header_style_is_read(text: str, found: list[str], engine: Compiled) -> None:
@@ -48,6 +61,9 @@ def test_every_header_style_is_read(text: str, found: list[str], engine: Compile
         "LEFT BREAST, LUMPECTOMY:\nA. INVASIVE CARCINOMA\nB. DCIS",
         "DR. SMITH WAS NOTIFIED.\nER: negative\nPR: negative",
         "2:00 position of the left breast",
+        "L BREAST STEREO BX: DCIS",
+        "TISSUE(S): LEFT BREAST CORE",
+        "LEFT BREAST, SENTINEL NODES:\n TWO NODES NEGATIVE (0/2)",
     ],
 )
 def test_findings_and_abbreviations_are_no_parts(text: str, engine: Compiled) -> None:
@@ -90,6 +106,14 @@ def test_ranges_and_lists_are_expanded() -> None:
         ("SYNOPTIC REPORT (CAP Breast Invasive 4.9.0.1)", "synoptic"),
         ("SPECIMEN(S):", "specimens"),
         ("SNOMED:", "codes"),
+        ("CURRENT DIAGNOSIS (S10-00214):", "final"),
+        ("Microscopy and diagnosis:", "final"),
+        ("VERSION 1 (superseded) DIAGNOSIS:", "previous"),
+        ("PRIOR (INCORRECT) DIAGNOSIS:", "previous"),
+        ("PREVIOUS CASES ON THIS PATIENT:", "previous"),
+        ("PRELIMINARY REPORT", "banner_preliminary"),
+        ("BREAST INVASIVE CARCINOMA TEMPLATE (applies to A)", "synoptic"),
+        ("Clinical correlation:", "history"),
     ],
 )
 def test_headings_have_roles(line: str, role: str, engine: Compiled) -> None:
@@ -101,6 +125,21 @@ def test_headings_have_roles(line: str, role: str, engine: Compiled) -> None:
 )
 def test_other_lines_are_no_headings(line: str, engine: Compiled) -> None:
     assert find_headings(f"{line}\nx", engine) == []
+
+
+def test_a_heading_may_stand_within_a_line(engine: Compiled) -> None:
+    text = "Clinical history: Palpable mass. Gross: Two cores. Diagnosis: Left breast, core: Fibroadenoma."
+    assert [heading.role for heading in find_headings(text, engine)] == ["history", "gross", "final"]
+    prose = "Breast, left, biopsy. Microscopic: cysts. Carcinoma - none."  # no diagnosis heading: the prose is the diagnosis
+    assert find_headings(prose, engine) == []
+
+
+def test_titles_without_identifiers_are_found(engine: Compiled) -> None:
+    text = "Left breast, core biopsy: Fibroadenoma.\nRight breast, core biopsy: Carcinoma. Margins are clear: yes."
+    assert [text[start:body] for start, body in find_titles(text, view(text), 0, len(text), engine)] == [
+        "Left breast, core biopsy:",
+        "Right breast, core biopsy:",
+    ]
 
 
 def test_section_names_of_an_lis_have_roles(engine: Compiled) -> None:

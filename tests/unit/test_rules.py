@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ingest.errors import ConfigError
+from ingest.errors import ConfigError, InputError
 from ingest.label_file import label_text
 from ingest.rulecheck import check_rules, diff_rules, run_tests
 from ingest.rulefile import RULES_FOLDER, load_rules
+from ingest.rulescore import score_lines
 from ingest.trie import PhraseTable, TooManyPhrases, expand, trie_pattern
 
 MINIMAL = """
@@ -99,6 +100,43 @@ def test_diff_shows_the_parts_that_change(tmp_path: Path) -> None:
         ("r1", "A", "cancer", "benign")
     ]
     assert counts == {("cancer", "benign"): 1}
+
+
+def test_score_counts_every_kind_of_miss() -> None:
+    def line(text: str, **gold: str) -> str:
+        return json.dumps({"id": "r", "report_text": text, "parts": [{"part": p, "label": v} for p, v in gold.items()]})
+
+    left, right = "A. BREAST, LEFT, CORE BIOPSY: FIBROADENOMA.", "B. BREAST, RIGHT, CORE BIOPSY: DCIS."
+    score = score_lines(
+        [
+            line(left, A="benign"),  # exact
+            line(left, A="cancer"),  # confused
+            line(f"{left}\n{right}", A="benign"),  # B is spurious
+            line(left, A="benign", B="in_situ"),  # B is missing
+            line("A. BREAST, LEFT, CORE BIOPSY: QUUX.", A="benign"),  # abstained
+            line("A. BREAST, LEFT, CORE BIOPSY: QUUX.", A="not_assessable"),  # exact: a person abstained too
+        ],
+        "breast",
+    )
+    assert (score.num_reports, score.num_parts, score.num_exact) == (6, 7, 4)
+    assert (score.num_confused, score.num_spurious, score.num_missing, score.num_abstained) == (1, 1, 1, 1)
+    assert [(miss.part, miss.label, miss.gold) for miss in score.misses] == [
+        ("A", "benign", "cancer"),
+        ("B", "in_situ", "absent"),
+        ("B", "absent", "in_situ"),
+        ("A", "not_assessable", "benign"),
+    ]
+    assert score.lines()[0] == "6 reports, 7 parts: 4 labels exact (57.1 %)"
+
+
+@pytest.mark.parametrize(
+    "line", ['{"id": 1, "report_text": "x"}', '{"report_text": "x", "parts": [{"part": "A", "label": "bad"}]}']
+)
+def test_reports_without_known_labels_are_not_scored(line: str) -> None:
+    with pytest.raises(InputError, match="line 1"):
+        score_lines([line], "breast")
+    with pytest.raises(InputError, match="no lines"):
+        score_lines([], "breast")
 
 
 def test_patterns_expand_to_phrases() -> None:

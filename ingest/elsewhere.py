@@ -1,0 +1,59 @@
+"""Whether a statement speaks of something else: another part, case or side, an impression, or what went before.
+
+"Carcinoma described in part B does not extend into this specimen" is no carcinoma here, whatever trigger it lacks.
+"""
+
+import re
+from collections.abc import Sequence
+
+_VERBS = "described|seen|noted|identified|present|found|reported|diagnosed|documented|located"
+_OF_PART = re.compile(
+    rf"[\s,(]*(?:(?:which|that|is|are|was|were|already|as|of|the|tumou?r) +)*(?:{_VERBS})?[\s,]*"
+    r"(?:in|of|from|under|for) (?:the )?(?:parts?|specimens?) #?(?P<id>[a-z]{1,2}|\d{1,2})\b"
+)
+_OF_CASE = re.compile(
+    rf"[\s,(]*(?:(?:which|that|is|are|was|were|already|as|of|the|had been) +)*(?:{_VERBS})[\s,]*"
+    r"(?:in|of|from|under|on|at)[^.;]{0,40}\b[a-z]{1,4} ?\d{2} ?\d{2,8}\b"
+)
+_OF_SIDE = re.compile(
+    rf"[\s,(]*(?:(?:which|that|is|are|was|were|already|as|the|known|{_VERBS}) +)*(?:in|of|on|from|involving) "
+    r"(?:the |her |his |patient's )*(?P<side>left|right|contralateral|opposite|other) (?:breast|side)\b"
+)
+# "Gross and mammographic features had suggested carcinoma": somebody else's impression.
+_IMPRESSION = re.compile(
+    r"(?:the )?(?:gross(?:ly)?|clinical(?:ly)?|radiolog\w+|mammogra\w+|imaging|sonogra\w+|ultrasound|mri|surgeon\S*|"
+    r"macroscopic(?:ally)?)\b"
+    r"[^.;:]{0,60}?\b(?:suggest\w*|suspic\w*|suspect\w*|rais\w+|concern\w*|impression|favou?r\w*|thought|considered|resembl\w+|"
+    r"look\w*|simulat\w*|mimic\w*)\b"
+)
+_ALONE_IN_DOUBT = re.compile(
+    r"(?:this |it |the diagnosis |which )?(?:can ?not|could not) be (?:further |reliably |definitively |clearly )?"
+    r"(?:determined|classified|excluded|distinguished|established|confirmed|ruled out)"
+)
+
+
+def said_elsewhere(view: str, position: int, end: int, parts: Sequence[str], side: str) -> bool:
+    """Whether the words behind a finding place it in another part, another case or the other side.
+
+    Args:
+        position: where the finding ends; `end` ends its statement.
+        parts: identifiers of the passage, empty when it has none.
+        side: left or right, of the part.
+    """
+    found = _OF_PART.match(view, position, end)
+    if found and parts and found.group("id").upper() not in parts:
+        return True
+    if _OF_CASE.match(view, position, end):
+        return True
+    other = _OF_SIDE.match(view, position, end)
+    return other is not None and side in ("left", "right") and other.group("side") != side
+
+
+def is_impression(view: str, start: int, end: int) -> bool:
+    """Whether a statement tells what the gross, clinical or imaging findings suggested."""
+    return _IMPRESSION.match(view, start, end) is not None
+
+
+def doubts_the_above(view: str, start: int, end: int) -> bool:
+    """Whether a statement without a finding of its own leaves the one before it open: "; cannot be determined"."""
+    return _ALONE_IN_DOUBT.match(view, start, end) is not None
