@@ -21,6 +21,7 @@ from pretrain.average import averaged, decay_at, move_average
 from pretrain.cohort import CohortSlide
 from pretrain.config import PretrainConfig
 from pretrain.encoder import preprocessing
+from pretrain.exit_codes import EXIT_STOPPED
 from pretrain.lines import epoch_line, epoch_sentence, result_facts, step_line
 from pretrain.live import live_line
 from pretrain.loader import SlideTiles, plan_share
@@ -35,8 +36,6 @@ from pretrain.step import StepResult, slide_step
 from pretrain.team import Team
 from pretrain.update import clip_gradients, reduce_gradients
 from pretrain.validate import Scores, validate
-
-EXIT_STOPPED = 75  # a signal stopped the run after saving: start it again with --resume (EX_TEMPFAIL of sysexits.h)
 
 
 def train(run: Run) -> None:

@@ -13,8 +13,9 @@ import torch
 from ingest.errors import ConfigError, InputError
 from pretrain.checkpoint import find_checkpoint, load_checkpoint
 from pretrain.config import PretrainConfig
+from pretrain.exit_codes import EXIT_STOPPED
 from pretrain.loader import SharePlan
-from pretrain.loop import EXIT_STOPPED, train
+from pretrain.loop import train
 from pretrain.ranks import run_ranks
 from pretrain.record import read_metrics
 from pretrain.start import build_models, open_run

@@ -1,6 +1,6 @@
 import pytest
 
-from pretrain import exit_codes, loop, team
+from pretrain import exit_codes, team
 from pretrain.exit_codes import combined
 from pretrain.launch.__main__ import shell_code
 
@@ -32,6 +32,5 @@ def test_a_signal_s_exit_code_is_that_of_a_shell() -> None:
     assert (shell_code(-9), shell_code(75), shell_code(0)) == (137, 75, 0)
 
 
-def test_the_numbers_are_those_that_training_ends_with() -> None:
-    assert exit_codes.EXIT_STOPPED == loop.EXIT_STOPPED
+def test_a_lost_rank_has_the_number_of_its_error() -> None:
     assert team.TeamError.exit_code == exit_codes.EXIT_RANK_LOST
