@@ -112,7 +112,7 @@ def _resume(chunk_KF: Tensor, grad_KF: Tensor, positions: Positions) -> None:
 def encode_chunk(share: Share, index: int) -> Tensor:
     """Features of one chunk, a pure function of weights, tiles and the chunk's seed: both passes are the same."""
     positions = torch.from_numpy(share.chunks[index])
-    tiles_K3HW = share.tiles_K3HW[positions.to(share.tiles_K3HW.device)].to(share.device)
+    tiles_K3HW = _on_device(share.tiles_K3HW, positions, share.device)
     chunk_seed = derive_seed(share.seed, "chunk", index)
     generator = torch.Generator(share.device).manual_seed(chunk_seed)
     with seeded(chunk_seed, share.device):
@@ -123,6 +123,20 @@ def encode_chunk(share: Share, index: int) -> Tensor:
         with autocast(share.device, share.precision):
             features_KF: Tensor = share.encoder(prepared_K3HW)
     return features_KF
+
+
+def _on_device(tiles_K3HW: Tensor, positions: Tensor, device: torch.device) -> Tensor:
+    """The tiles of a chunk. On their way from the reader's slot to a GPU they are gathered in page-locked memory.
+
+    So the copy does not hold up the next chunk's; torch keeps such a buffer until the copy out of it has ended.
+    """
+    if device.type != "cuda" or tiles_K3HW.device.type != "cpu":
+        return tiles_K3HW[positions.to(tiles_K3HW.device)].to(device)
+    tiles_KHW3 = tiles_K3HW.permute(0, 2, 3, 1)  # how a slot lies in memory: whole tiles are copied
+    shape = (len(positions), *tiles_KHW3.shape[1:])
+    gathered_KHW3 = torch.empty(shape, dtype=tiles_K3HW.dtype, pin_memory=True)
+    torch.index_select(tiles_KHW3, 0, positions, out=gathered_KHW3)
+    return gathered_KHW3.to(device, non_blocking=True).permute(0, 3, 1, 2)
 
 
 def normalise(tiles_K3HW: Tensor, tile_ids: Tensor, generator: torch.Generator) -> Tensor:
