@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy
 
 from ingest.errors import InputError
+from ingest.source.canonical import TABLE_NAMES
 from ingest.source.config import SourceConfig
 from ingest.source.read import read_source
 from ingest.source.sql import DroppedConnection, open_engine, read_only, read_query
@@ -60,8 +61,8 @@ def test_postgresql_and_sqlite_give_the_same_tables(tmp_path: Path) -> None:
         read_source(SourceConfig(preset="copath"), tmp_path) as postgresql,
     ):
         assert list(postgresql.case_records()) == list(sqlite.case_records())
-        for table in ("patients", "cases", "parts", "blocks", "slides"):
-            assert getattr(postgresql, table) == getattr(sqlite, table)
+        for table in TABLE_NAMES:
+            assert postgresql.table(table) == sqlite.table(table)
         assert postgresql.num_rows == sqlite.num_rows
         assert postgresql.snapshot_at[:2] == "20"
 
