@@ -97,7 +97,7 @@ def test_plain_timm_loads_the_folder_with_the_same_features_and_constants(folder
 
 def test_golden_features_come_back_from_the_golden_tiles(folder: Path) -> None:
     golden = load_file(folder / "check" / "golden.safetensors")
-    tiles = golden["tiles"].permute(0, 3, 1, 2).float() / 255
+    tiles = golden["tiles"].permute(0, 3, 1, 2).contiguous().float() / 255  # the card says: in plain memory order
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
     with torch.inference_mode():
         assert torch.equal(load_exported(folder)((tiles - mean) / std), golden["features"])
