@@ -102,7 +102,8 @@ def model_card(
         f"## Checked when it was written\n- {exported.parity.sentence}\n{programs}"
         "- the aggregator and heads, read back, give the same outputs bit for bit\n"
         "- `check/golden.safetensors` holds tiles of noise (uint8; no patient's pixels are in this folder) and their features: "
-        "what you load must reproduce them (images in plain memory order: contiguous)\n- `SHA256SUMS` names every file: `sha256sum -c SHA256SUMS`",
+        "what you load must reproduce them (images in plain memory order: contiguous)\n"
+        "- `SHA256SUMS` names every file: `sha256sum -c SHA256SUMS`",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
