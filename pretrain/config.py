@@ -102,9 +102,7 @@ class DataConfig(Section):
     reader_threads: int = Field(default=1, ge=1)  # per reader process, of which each encoder rank has one
     slides_ahead: int = Field(default=2, ge=1)  # slides that the reader holds ready in shared memory
     ahead_gib: float | None = Field(default=None, gt=0)  # most shared memory for them, per rank; none: what is free
-    cache: Path | None = (
-        None  # folder on a fast local disk for decoded tiles; pixels of patients, as sensitive as slides
-    )
+    cache: Path | None = None  # folder on a fast local disk for decoded tiles; as sensitive as the slides
     cache_gib: float = Field(default=200.0, gt=0)  # most that the cache takes; a tile of 224 px is 147 KiB
 
 
@@ -127,9 +125,7 @@ class OptimConfig(Section):
     final_learning_rate_share: float = Field(default=0.01, ge=0, le=1)  # of the peak, at the end of the cosine
     clip_norm: float = Field(default=1.0, gt=0)  # common norm of the gradients of encoder, aggregator and heads
     slides_per_update: int = Field(default=1, ge=1)  # slides of a team before the weights move; 1 in the paper
-    ema_decay: float | None = Field(
-        default=None, gt=0, lt=1
-    )  # average of the weights, which is then judged and exported
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)  # average of the weights; it is judged and exported
 
 
 class RunConfig(Section):

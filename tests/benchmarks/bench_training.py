@@ -41,10 +41,8 @@ from tests.benchmarks.giant_step import GIANT_TILES
 from tests.small_cohort import with_settings, write_small_cohort
 
 LIMITS = {"epoch_plan_seconds": 1.0, "epoch_plan_mb": 50.0, "rss_slope_kb_per_step": 20.0}
-NUM_SLIDES, NUM_RANKS = (
-    13_050,
-    12,
-)  # half are drawn for an epoch; 11 ranks encode: Campanella et al. 2024, breast cancer
+# Half of the slides are drawn for an epoch, 11 ranks encode: Campanella et al. 2024, breast cancer.
+NUM_SLIDES, NUM_RANKS = 13_050, 12
 NUM_ROWS, NUM_COLUMNS = 300, 250  # 60 % of the grid is tissue
 WARM_STEPS, NUM_STEPS, NUM_COPIES = 80, 200, 10  # each of the 4 training slides so often: 40 steps in an epoch
 
