@@ -20,11 +20,10 @@ from evaluate.export_graph import GraphParity, TilesToFeatures, require_onnx, wr
 from evaluate.parity import Parity, ParityTiles, check_parity, invented_tiles, training_features
 from ingest.atomic import atomic_folder
 from ingest.errors import ConfigError
-from pretrain.checkpoint import SUMS, file_sha256
 from pretrain.config import AggregatorConfig
 from pretrain.heads import Heads
 from pretrain.share import Prepare
-from pretrain.timm_folder import write_sums
+from pretrain.sums import SUMS, file_sha256, write_sums
 
 NUM_GOLDEN_TILES = 4
 

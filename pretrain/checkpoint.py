@@ -17,8 +17,8 @@ import torch
 
 from ingest.atomic import atomic_folder
 from ingest.errors import InputError
+from pretrain.sums import SUMS, file_sha256, write_sums
 
-SUMS = "SHA256SUMS"
 LEFTOVER = ".step_"  # what the names of temporary and discarded folders begin with
 
 
@@ -30,12 +30,9 @@ def save_checkpoint(run: Path, step: int, parts: Mapping[str, Any], *, keep: int
     """
     folder = _unused_folder(run, step)
     with atomic_folder(folder) as temporary:
-        lines = []
-        for name, state in sorted(parts.items()):
-            file = temporary / f"{name}.pt"
-            torch.save(state, file)
-            lines.append(f"{file_sha256(file)}  {file.name}\n")
-        (temporary / SUMS).write_text("".join(lines), encoding="ascii")
+        for name, state in parts.items():
+            torch.save(state, temporary / f"{name}.pt")
+        write_sums(temporary)
     _link(folder, "last")
     if best:
         _link(folder, "best")
@@ -147,8 +144,3 @@ def _link(folder: Path, name: str) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(folder.name)
     os.replace(temporary, folder.parent / name)
-
-
-def file_sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.errors import ConfigError, InputError
-from pretrain.checkpoint import SUMS, file_sha256
+from pretrain.sums import SUMS, file_sha256
 
 CONFIG = "config.json"
 
@@ -66,10 +66,3 @@ def require_unchanged(folder: Path, only: Iterable[str] | None = None) -> None:
         if not file.is_file() or file_sha256(file) != wanted:
             state = "not what was written (its SHA-256 differs)" if file.is_file() else "missing"
             raise InputError(f"{folder.name}: {name} is {state}; copy or export the folder again")
-
-
-def write_sums(folder: Path) -> None:
-    """SHA256SUMS of every file in the folder, in the form that `sha256sum -c` reads."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / SUMS)
-    lines = [f"{file_sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
-    (folder / SUMS).write_text("".join(lines), encoding="ascii")

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ingest.errors import ConfigError, InputError, ManifestError
-from pretrain.checkpoint import SUMS, find_checkpoint, load_checkpoint
+from pretrain.checkpoint import find_checkpoint, load_checkpoint
 from pretrain.cohort import Cohort
 from pretrain.config import PretrainConfig, StepConfig
 from pretrain.start import build_models
 from pretrain.step import Models, ready_models
+from pretrain.sums import SUMS
 from pretrain.team import Team
 
 

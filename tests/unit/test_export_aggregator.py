@@ -11,7 +11,7 @@ from ingest.errors import ConfigError, InputError
 from pretrain.aggregator import build_aggregator
 from pretrain.config import AggregatorConfig, TaskConfig
 from pretrain.heads import Heads
-from pretrain.timm_folder import write_sums
+from pretrain.sums import write_sums
 
 TASKS = [TaskConfig(name="cancer"), TaskConfig(name="er", kind="number"), TaskConfig(name="grade", num_classes=3)]
 FEATURES_TF = torch.randn(7, 12, generator=torch.Generator().manual_seed(5))
