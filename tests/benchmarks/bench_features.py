@@ -15,7 +15,6 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from evaluate.tile_blocks import Scan, plan_blocks, read_blocks
 from ingest.atomic import atomic_file
 from ingest.geometry import TileGrid, pack_mask
 from pretrain.augment import normalise
+from tests.benchmarks.rounds import cpu_seconds_in_turn
 from tests.slides import write_textured_svs
 
 LIMIT = 0.95
@@ -64,13 +64,7 @@ def measure(encoder: FrozenEncoder, num_rounds: int, folder: Path) -> dict[str, 
         "bare": lambda: bare_forward(encoder, prepared),
         "features": lambda: extract_from_memory(encoder, scan, tiles_KHW3, store),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in kinds}
-    for round_number in range(num_rounds + 1):
-        for name, run in kinds.items():
-            started_at = time.process_time()
-            run()
-            if round_number:  # the first round warms up
-                seconds[name].append(time.process_time() - started_at)
+    seconds = cpu_seconds_in_turn(kinds, num_rounds)
     middle = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "features_over_bare_forward": middle["bare"] / middle["features"],

@@ -16,7 +16,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from pretrain.share import normalise
 from pretrain.step import Models, slide_step
 from pretrain.team import make_team
 from tests.benchmarks.giant_step import GIANT_TILES, giant_step, invented_tiles, paper_models
+from tests.benchmarks.rounds import cpu_seconds_in_turn
 
 LIMITS = {"step_resident_over_bare": 1.05, "step_recomputed_over_bare": 1.40, "step_memory_45056_over_4096": 1.10}
 TIME_TILES, TIME_PX, TIME_CHUNK = 192, 96, 32
@@ -67,13 +67,7 @@ def time_ratios(num_rounds: int) -> dict[str, float]:
         "resident": lambda: step(resident),
         "recomputed": lambda: step(recomputed),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in kinds}
-    for round_number in range(num_rounds + 1):
-        for name, run in kinds.items():
-            started_at = time.process_time()
-            run()
-            if round_number:  # the first round warms up
-                seconds[name].append(time.process_time() - started_at)
+    seconds = cpu_seconds_in_turn(kinds, num_rounds)
     best = {name: min(values) for name, values in seconds.items()}
     return {
         "step_resident_over_bare": best["resident"] / best["bare"],
