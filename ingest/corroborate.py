@@ -242,6 +242,8 @@ def _discrete(draft: Draft, names: Sequence[str], engine: Compiled, answers: Seq
             continue
         line = f"{answer.question.strip(' :')}: {answer.answer}" if use == "presence" else answer.answer
         mentions += read(line, view(line), 0, len(line), engine).mentions
+    if not mentions:
+        return None
     verdict = judge(mentions, draft.title.site, draft.title.procedure)
     return Said("discrete", verdict, -1, "synoptic") if verdict.decided else None
 

@@ -246,7 +246,7 @@ def _block_labels(said: Said, title: Title) -> Iterable[BlockLabel]:
     labelled: dict[str, BlockLabel] = {}
     for reading in said.readings:
         for statement in reading.blocks:
-            mentions = [replace(m, scope="") for m in reading.mentions if m.statement == statement.statement]
+            mentions = [m._replace(scope="") for m in reading.mentions if m.statement == statement.statement]
             verdict = judge(mentions, title.site, title.procedure)
             if verdict.label in ("cancer", "in_situ", "benign"):
                 for block in statement.blocks:

@@ -17,12 +17,8 @@ from ingest.report.versions import CaseText, read_case
 from ingest.rulefile import Compiled, Rules, compiled
 from ingest.targets import target_values
 
-_WORDLESS = (
-    UNRECOGNISED,
-    NEGATIVE,
-    NEGATIVE_MARGIN,
-    POSITIVE,
-)  # their words are the report's, not the lexicon's: never copied out
+# Their words are the report's, not the lexicon's: never copied out.
+_WORDLESS = frozenset(finding.id for finding in (UNRECOGNISED, NEGATIVE, NEGATIVE_MARGIN, POSITIVE))
 _OTHER_CASE = re.compile(
     r"\b(?:see|refer to|reported (?:under|in|with|as)|under)\b[^.;\n]{0,40}\b[a-z]{1,4}\d{2} ?\d{2,8}\b"
 )
@@ -130,7 +126,7 @@ def _evidence(mention: Mention, said: Said, rules: Rules, case: CaseText) -> Evi
     return Evidence(
         rule_id=f"{rules.id}.{mention.finding.id}",
         term=" ".join(seen[mention.start : mention.end].split())
-        if all(mention.finding.id != each.id for each in _WORDLESS)
+        if mention.finding.id not in _WORDLESS
         else mention.finding.id,
         version=said.version,
         start=mention.start,

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from ingest.case import Label
+from ingest.case import Label, TargetValue
 from ingest.config import Section
 from ingest.errors import ConfigError
 from ingest.trie import PhraseTable
@@ -264,9 +264,9 @@ class CompiledTarget:
     value_names: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Compiled:
-    """The regexes and tables of one `Rules`."""
+    """The regexes and tables of one `Rules`; equal only to itself, so that caches may hold it as a key."""
 
     lexicon: PhraseTable
     triggers: PhraseTable  # triggers and foreign targets alone, for any target (the NegEx kit)
@@ -286,13 +286,14 @@ class Compiled:
     typo_never: frozenset[str]
     known_words: frozenset[str]
     written_out: Mapping[str, str]
-    short_forms: frozenset[str]
     abbreviation: re.Pattern[str] | None
     nodes: re.Pattern[str]
     questions: tuple[tuple[re.Pattern[str], str], ...]
     special_codes: Mapping[tuple[str, str], SpecialCode]
     icdo_behaviour: Mapping[str, Label]
     targets: tuple[CompiledTarget, ...]
+    targets_not_reported: tuple[TargetValue, ...]  # what a part gets in whose text no assay is named
+    assays: re.Pattern[str]  # the names of all targets
     window_words: int
 
     def codes_label(self, behaviour: str) -> Label | None:
@@ -354,18 +355,16 @@ def _compile(rules: Rules) -> Compiled:
         typo_never=frozenset(language.typos.never),
         known_words=frozenset(known),
         written_out={**language.abbreviations.describing, **language.abbreviations.naming},
-        short_forms=frozenset(
-            f"{before}{word}{after}"
-            for word in (*language.abbreviations.describing, *language.abbreviations.naming)
-            for before in ("", "(", "-")
-            for after in ("", ".", ",", ":", ";", ")", ".,", ".)")
-        ),
         abbreviation=_abbreviation(language.abbreviations),
         nodes=PhraseTable((term, 0) for term in language.counts.things).pattern,
         questions=tuple((re.compile(q.question, re.IGNORECASE), q.use) for q in rules.synoptic.answers),
         special_codes={(code.system, code.code): code for code in rules.codes.special},
         icdo_behaviour=rules.codes.icdo_behaviour,
         targets=tuple(_compile_target(target) for target in rules.file.targets),
+        targets_not_reported=tuple(
+            TargetValue(task=target.task, value="", status="not_reported", y=None) for target in rules.file.targets
+        ),
+        assays=PhraseTable((name, 0) for target in rules.file.targets for name in target.names).pattern,
         window_words=language.context.window_words,
     )
 

@@ -29,7 +29,16 @@ def target_values(
     if not engine.targets:
         return ()
     answers = [a for a in synoptic if a.part == part or (a.part is None and len(names) == 1)]
-    passages = [p for p in case.passages if p.role in _ROLES and _about(p, part, names, case)]
+    passages = [
+        p
+        for p in case.passages
+        if p.role in _ROLES
+        and (not p.parts or part in p.parts)
+        and engine.assays.search(case.views[p.version], p.start, p.end)
+        and _about(p, part, names, case)
+    ]
+    if not passages and not answers:
+        return engine.targets_not_reported
     return tuple(_value(target, passages, answers, case) for target in engine.targets)
 
 

@@ -5,7 +5,7 @@ cancer word beside "no carcinoma", or a stage that the text denies, make the par
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ingest.case import Label
 from ingest.mentions import NEGATIVE_MARGIN, POSITIVE, UNRECOGNISED, Mention
@@ -123,7 +123,7 @@ def for_site(mentions: Sequence[Mention], site: str) -> Sequence[Mention]:
     """In a node part "positive" alone is a metastasis, and tissue without epithelium is a clear node."""
     if site != "lymph_node":
         return mentions
-    return [replace(m, finding=_IN_NODES[m.finding.id]) if m.finding.id in _IN_NODES else m for m in mentions]
+    return [m._replace(finding=_IN_NODES[m.finding.id]) if m.finding.id in _IN_NODES else m for m in mentions]
 
 
 def _can_exclude(mention: Mention, procedure: str) -> bool:

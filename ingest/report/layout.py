@@ -27,6 +27,8 @@ def columns_as_answers(text: str) -> str:
     """A block of four lines or more with keys and values in two columns, written as "key: value"."""
     lines = text.split("\n")
     found = [_COLUMNS.match(line) if "  " in line.lstrip() else None for line in lines]
+    if sum(pair is not None for pair in found) < MIN_COLUMN_LINES:
+        return text
     start = 0
     while start < len(lines):
         stop = start

@@ -63,7 +63,9 @@ _OCR_WORD = re.compile(
     r"\b(?=[A-Z0-9|l]{3,}\b)(?=[0-9|l]*[A-Z])[A-Z|l]*[018l|][A-Z018l|]*[A-Z][A-Z018l|]*\b|\b[A-Z]{2,}[018l|]+\b"
 )
 _OCR_HINT = re.compile(r"[018l|](?:(?<=[A-Z].)[A-Z]|[A-Z]{2}|(?<=[A-Z]{2}.))")
-_WORD = re.compile(r"[A-Za-z]{6,}")
+MIN_REPAIRED = 6  # letters; a shorter word misspelt is too often another word
+_WORD = re.compile(rf"[A-Za-z]{{{MIN_REPAIRED},}}")
+_NO_LETTERS = {code: " " for code in range(128) if not chr(code).isalpha()}
 _ENDS = re.compile(r"[.:;!?]\s*$|^\s*$")
 _BEGINS = re.compile(
     r"\s*(?:$|[-*]|\(?[A-Z]{1,2}[.):]|\(?\d{1,2}[.)]|(?:PART|SPECIMEN|Part|Specimen)\b|[A-Z][A-Za-z ]{2,40}:)"
@@ -98,7 +100,6 @@ class Spelling:
     never: frozenset[str]
     abbreviation: re.Pattern[str] | None = None
     written_out: Mapping[str, str] = field(default_factory=dict)
-    short_forms: frozenset[str] = frozenset()  # the abbreviations as they stand between spaces
 
 
 NO_SPELLING = Spelling(frozenset(), frozenset(), frozenset())
@@ -156,10 +157,12 @@ def normalise(text: str, text_format: TextFormat = "text", spelling: Spelling = 
         text = columns_as_answers(text)
     if "[" in text or "(" in text:
         text = checked_answers(text)
-    if spelling.abbreviation is not None and not spelling.short_forms.isdisjoint(text.lower().split()):
+    words = _words(text)
+    if spelling.abbreviation is not None and not words.isdisjoint(spelling.written_out):
         text = spelling.abbreviation.sub(lambda found: _written_out(found, spelling.written_out), text)
-    text = _repair_digits(text, spelling, flags)
-    text = _repair_spelling(text, spelling, flags)
+    mended = _repair_digits(text, spelling, flags)
+    words = words if mended is text else _words(mended)
+    text = _repair_spelling(mended, words, spelling, flags)
     return NormalText(text, tuple(sorted(flags)))
 
 
@@ -221,11 +224,13 @@ def _repair_characters(text: str, flags: set[str]) -> str:
 def _without_page_headers(lines: list[str], flags: set[str]) -> tuple[list[str], set[int]]:
     """The lines without page headers and demographics, and the indices of kept lines that a page header preceded."""
     num_lines = len(lines)
-    drop = [False] * num_lines
-    for index, line in enumerate(lines):
-        if len(line) <= MAX_HEADER_LINE:
-            drop[index] = _is_page_header(line)
-    if not any(drop):
+    drop = [
+        len(line) <= MAX_HEADER_LINE
+        and (":" in line or "#" in line or "page" in line or " of " in line)  # a sieve, for speed
+        and _is_page_header(line)
+        for line in "\n".join(lines).lower().split("\n")
+    ]
+    if True not in drop:
         return lines, set()
     flags.add("page_header")
     changed = True
@@ -249,17 +254,20 @@ def _without_page_headers(lines: list[str], flags: set[str]) -> tuple[list[str],
     return kept, joins
 
 
-def _is_page_header(line: str) -> bool:
-    lower = line.lower()
-    if ("page" in lower or " of " in lower[:12]) and len(line) < MAX_PAGE_LINE and _PAGE.search(lower):
+def _is_page_header(lower: str) -> bool:
+    """Whether a line in lower case is the head of a page or names the patient."""
+    if ("page" in lower or " of " in lower[:12]) and len(lower) < MAX_PAGE_LINE and _PAGE.search(lower):
         return True
     if ":" not in lower and "#" not in lower:
         return False
-    return _STRONG_DEMOGRAPHIC.search(lower) is not None or len(_DEMOGRAPHIC.findall(lower)) > 1
+    num_keys = len(_DEMOGRAPHIC.findall(lower))  # the strong ones are among them
+    return num_keys > 1 or (num_keys == 1 and _STRONG_DEMOGRAPHIC.search(lower) is not None)
 
 
 def _join(lines: list[str], joins: set[int]) -> str:
     """One text; a sentence that a page header cut in two goes on in its line."""
+    if not joins:
+        return "\n".join(lines)
     pieces: list[str] = []
     for index, line in enumerate(lines):
         if (
@@ -308,26 +316,34 @@ def _written_out(found: re.Match[str], words: Mapping[str, str]) -> str:
     return whole.upper() if short.isupper() else whole.capitalize() if short[0].isupper() else whole
 
 
-def _repair_spelling(text: str, spelling: Spelling, flags: set[str]) -> str:
+def _words(text: str) -> set[str]:
+    """Every run of letters, in lower case."""
+    return set(text.lower().translate(_NO_LETTERS).split())
+
+
+def _repair_spelling(text: str, words: set[str], spelling: Spelling, flags: set[str]) -> str:
     if not spelling.repair:
         return text
     wrong: dict[str, str] = {}
-    for word in set(_WORD.findall(text)):
-        lower = word.lower()
-        if lower not in spelling.known:
-            right = _repaired(lower, spelling.repair, spelling.never)
-            if right != lower:
-                wrong[word] = right.upper() if word.isupper() else right.capitalize() if word[0].isupper() else right
+    for word in words - spelling.known:
+        if len(word) >= MIN_REPAIRED and (right := _repaired(word, spelling.repair, spelling.never)) != word:
+            wrong[word] = right
     if not wrong:
         return text
     flags.add("typo_repaired")
-    return _WORD.sub(lambda found: wrong.get(found.group(), found.group()), text)
+    return _WORD.sub(lambda found: _in_case_of(found.group(), wrong.get(found.group().lower())), text)
+
+
+def _in_case_of(word: str, right: str | None) -> str:
+    if right is None:
+        return word
+    return right.upper() if word.isupper() else right.capitalize() if word[0].isupper() else right
 
 
 @lru_cache(maxsize=100_000)
 def _repaired(word: str, repair: frozenset[str], never: frozenset[str]) -> str:
     """`word`, or the one key word it misspells: the same first letter, one edit (two in long words)."""
-    if word in never or word in repair or len(word) < 6:
+    if word in never or word in repair or len(word) < MIN_REPAIRED:
         return word
     best = word
     best_distance = 99

@@ -33,7 +33,7 @@ _TRAILING = re.compile(
     rf"[ ]*(?P<title>{_TITLE}{{3,140}}?)[ ]*[(\[](?:(?P<word>PART |SPECIMEN |Part |Specimen |part |specimen )|{_CASE})?"
     rf"(?P<ids>{_IDS})[)\]][ ]*(?P<close>:|-(?=[ ])|,(?={_TITLE}{{0,80}}:)|(?=\n|$))"
 )
-_INLINE = re.compile(r"(?:(?<=[.;:)])|(?<=\w))[ ]+(?P<open>\(?)(?P<ids>[A-Z]|\d{1,2})(?P<close>[.):])[ ]+(?=[A-Z(])")
+_INLINE = re.compile(r"[ ](?<=[.;:)\w][ ])[ ]*(?P<open>\(?)(?P<ids>[A-Z]|\d{1,2})(?P<close>[.):])[ ]+(?=[A-Z(])")
 _IN_BRACKETS = re.compile(r"[(\[]([A-Z])[)\]]")
 _BARE_TITLE = re.compile(
     rf"(?:^[ ]*(?:[-*#>]+[ ]*)?|(?<=[.;])[ ]+)(?P<title>[A-Z]{_TITLE}{{6,140}}?)(?::(?!\d)|[ ]-{{1,2}}[ ]|(?=\n))",

@@ -55,7 +55,6 @@ _AMENDED = re.compile(r"\b(?:amended|corrected|revised)\b")
 _ABOUT_PART = re.compile(
     rf"[(\[](?:applies to |for |specimen |part |parts |specimens )?({_PART}(?:[ ,&-]+(?:and )?{_PART})*)[)\]]", re.I
 )
-_LINE = re.compile(r"[^\n]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +72,15 @@ class Heading:
 def find_headings(text: str, engine: Compiled) -> list[Heading]:
     """All headings of a normalised text, in order."""
     headings: list[Heading] = []
-    for found in _LINE.finditer(text):
-        line = found.group()
-        stripped = line.lstrip()
-        if len(stripped) < 2:
-            continue
-        heading = _heading(line, found.start(), len(line) - len(stripped), engine)
-        if heading is not None and not (headings and headings[-1].role == "synoptic" and _is_key(heading)):
-            headings.append(heading)
+    start = 0
+    for line in text.split("\n"):
+        # A long line without a colon is no heading: most lines of a report end here.
+        if len(line) > 1 and (len(line) <= MAX_HEADING_CHARACTERS or ":" in line or line[0] == " "):
+            stripped = line.lstrip()
+            heading = _heading(line, start, len(line) - len(stripped), engine) if len(stripped) > 1 else None
+            if heading is not None and not (headings and headings[-1].role == "synoptic" and _is_key(heading)):
+                headings.append(heading)
+        start += len(line) + 1
     headings += [
         Heading("addendum" if found.group(1)[0] in "aA" else "comment", found.start(1), found.end(), 99, inline=True)
         for found in _INLINE.finditer(text)
@@ -136,13 +136,8 @@ def _is_key(heading: Heading) -> bool:
     return heading.role in ("history", "specimens", "ancillary", "disclaimer", "preamble") and heading.inline
 
 
-def _role_of(candidate: str, engine: Compiled) -> tuple[Role | None, str]:
-    return _cached_role_of(candidate, _Shared(engine))
-
-
 @lru_cache(maxsize=20_000)
-def _cached_role_of(candidate: str, shared: "_Shared") -> tuple[Role | None, str]:
-    engine = shared.engine
+def _role_of(candidate: str, engine: Compiled) -> tuple[Role | None, str]:
     plain = _DECORATION.sub("", _BRACKETS.sub(" ", candidate))
     if not plain or len(plain) > MAX_HEADING_CHARACTERS:
         return None, ""
@@ -171,26 +166,8 @@ def _by_remark(role: Role, remark: str) -> Role:
     return "amended" if _AMENDED.search(remark) else role
 
 
-def _role(key: str, engine: Compiled) -> Role | None:
-    return _cached_role(key, _Shared(engine))
-
-
-@dataclass(frozen=True, slots=True)
-class _Shared:
-    """Wraps the engine so that the cache compares identity, not content."""
-
-    engine: Compiled
-
-    def __hash__(self) -> int:
-        return id(self.engine)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Shared) and other.engine is self.engine
-
-
 @lru_cache(maxsize=50_000)
-def _cached_role(key: str, shared: _Shared) -> Role | None:
-    engine = shared.engine
+def _role(key: str, engine: Compiled) -> Role | None:
     if not key:
         return None
     found = engine.headings.pattern.fullmatch(key)
@@ -198,7 +175,7 @@ def _cached_role(key: str, shared: _Shared) -> Role | None:
         return cast(Role, engine.heading_roles[engine.headings.value(key)])
     numbered = _NUMBERED.sub("", key)
     if numbered != key:
-        return _cached_role(numbered, shared)
+        return _role(numbered, engine)
     words = [word for word in re.split(r"[^a-z]+", key) if word]
     if not words or len(words) > 8:
         return None

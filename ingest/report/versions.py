@@ -74,7 +74,6 @@ def read_case(reports: Sequence[ReportVersion], engine: Compiled, known: Sequenc
         engine.typo_never,
         engine.abbreviation,
         engine.written_out,
-        engine.short_forms,
     )
     standing = _standing(reports)
     texts, views = [""] * len(reports), [""] * len(reports)

@@ -21,7 +21,6 @@ def spelling() -> Spelling:
         engine.typo_never,
         engine.abbreviation,
         engine.written_out,
-        engine.short_forms,
     )
 
 
