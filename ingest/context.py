@@ -26,6 +26,7 @@ _COUNT = re.compile(
     rf"\b(?P<part>{_NUMBER})(?: \(\d{{1,3}}\))? (?:out )?of (?:the |a total of )?(?P<whole>{_NUMBER})\b(?: \(\d{{1,3}}\))?"
     r"|(?<![\d/.+])(?P<p>\d{1,3}) ?/ ?(?P<w>\d{1,3})(?![\d/.+])"
 )
+_AND_LAST = re.compile(r",\s[^,;:]*\band\s[^,;:]+$")
 _LIST = re.compile(r"\b(?:or|nor|and/or)\b|/")
 _LINK = re.compile(r"\b(?:or|nor|and|and/or)\b|/|&")
 _JOINED = re.compile(r"[\s,()]*(?:or|nor|and|and/or|&|/|,? or|,? and|with)\s+(?:[a-z]+ +){0,3}$|\s*/\s*$|\s*\(\s*$")
@@ -117,7 +118,10 @@ def contexts(
         return [None] * len(tokens)
     for index, token in enumerate(tokens):
         kind = token.kind.kind
-        if kind == "negation_backward" and _opens(tokens, index, view, start):
+        if kind == "presence_backward":
+            # "the previously biopsied carcinoma is again seen": said of the lesion, not of the past
+            _backward(tokens, targets, index, "present", marks, view, start, window_words)
+        elif kind == "negation_backward" and _opens(tokens, index, view, start):
             # "not identified: carcinoma", "nodes, none with carcinoma": nothing stands before it, so it speaks of what follows
             _forward(tokens, targets, index, "negation", marks, view, end, window_words)
         elif kind == "negation_forward" and not _CLOSING.search(view, token.end, end):
@@ -161,7 +165,7 @@ def _settle(marks: set[str]) -> ContextName:
         return "uncertain"  # "not seen but cannot be excluded"
     if "negation" in marks or "negated_history" in marks:
         return "negated"
-    if "prior" in marks:
+    if "prior" in marks and "present" not in marks:
         return "historical"
     if "uncertain" in marks:
         return "uncertain"
@@ -220,7 +224,10 @@ def _forward(
         if "," in gap:
             foreign_first = tokens[in_scope[0]].kind.kind == FOREIGN
             later = view[previous_end if foreign_first else begin : stop]
-            listed = bool(_LIST.search(later))
+            # "negative for X, Y and Z": with "and" a list only where nothing benign stands in it
+            one_kind = what == "negation" and not any(tokens[i].kind.benign for i in in_scope)
+            by_and = what == "hypothetical" or one_kind
+            listed = bool(_LIST.search(later)) or (by_and and bool(_AND_LAST.search(later)))
             if (
                 not first
                 and not listed
@@ -327,6 +334,16 @@ def _about_margin(tokens: Sequence[Token], index: int, view: str) -> bool:
         if token.kind.kind == FOREIGN and token.kind.name == "margin":
             return bool(_AT.fullmatch(view[target.end : token.start]))
     return False
+
+
+def about_foreign(tokens: Sequence[Token], token: Token, view: str) -> bool:
+    """Whether what stands right before a token, as its subject, is a margin, a receptor or another foreign target."""
+    before = [t for t in tokens if t.end <= token.start and t.kind.kind in TARGETS]
+    return (
+        bool(before)
+        and before[-1].kind.kind == FOREIGN
+        and bool(_SUBJECT_GAP.fullmatch(view[before[-1].end : token.start]))
+    )
 
 
 def _closing_bracket(view: str, begin: int, end: int) -> int:

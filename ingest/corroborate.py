@@ -17,7 +17,11 @@ from ingest.rulefile import Compiled
 from ingest.verdict import Verdict, judge
 
 _MORPHOLOGY_SYSTEMS = frozenset({"icdo", "icdo2", "icdo3", "snomed", "snm", "snm3", "snt", "snomed2"})
-_B_CODE = re.compile(r"(?:[.:;,(-]|\b(?i:category|code|class)|^)[ ]*B([1-5])([abcABC])?[ ).]*$", re.MULTILINE)
+_B_CODE = re.compile(
+    r"(?:[.:;,(-]|\b(?i:category|code|class)|^)[ ]*B([1-5])([abcABC])?"
+    r"(?:[ ).]*$|\.[ ]|[ ]+-[ ]+(?i:normal|unsatisf|benign|uncertain|of uncertain|suspicious|malignan))",
+    re.MULTILINE,
+)
 _HAS_B_CODE = re.compile(r"B[1-5]")
 _C_CODE = re.compile(r"(?:[.:;,(-]|\b(?i:category|code|class)|^)[ ]*C([1-5])[ab]?[ ).]*$", re.MULTILINE)
 _MORPHOLOGY = re.compile(r"\bM?-?([89]\d{3})[-/ ]?([012369])\b")
@@ -25,10 +29,15 @@ _RESOLVES = re.compile(
     r"\b(?:diagnostic of|diagnosis of|represents?|consistent with|supports?|supporting|confirm(?:s|ed|ing)?|establish(?:es|ed)?|"
     r"indicative of|compatible with|in keeping with|best classified|final diagnosis|is present|are present|identified|"
     r"warrants? (?:a|the) diagnosis|fulfil\w*|meets? (?:the )?criteria|is classified|amount to|constitute|demonstrates?|shows?|"
-    r"reveals?|contains?)\b"
+    r"reveals?|contains?|(?:is|are) th(?:at|ose) of)\b"
+)
+# What makes a benign name in a comment the answer to an open headline; "shows fibroadenoma" may speak of the background.
+_SETTLES = re.compile(
+    r"\b(?:diagnostic of|diagnosis of|represents?|confirm(?:s|ed)|establish(?:es|ed)|best classified|is classified|"
+    r"consistent with|in keeping with|(?:is|are) th(?:at|ose) of)\b"
 )
 _CHANGED = re.compile(
-    r"\b(?:diagnosis|interpretation|report)\b[^.\n]{0,40}\b(?:changed|revised|amended|corrected|modified|withdrawn|reversed)\b"
+    r"\b(?:diagnosis|interpretation|report)\b(?![^.\n]{0,30}\b(?:not|never|un\w+)\b)[^.\n]{0,40}\b(?:changed|revised|amended|corrected|modified|withdrawn|reversed)\b"
     r"(?: (?P<how>to|from))?"
 )
 _CASE_NUMBER = re.compile(
@@ -104,9 +113,12 @@ def _with_prose(
             m.context == "affirmed" and m.finding.label == "benign" and m.finding.supports_alone for m in mentions
         )
         denied = any(m.context == "negated" and m.finding.excludes for m in mentions)
-        if named and denied:
+        settled = any(
+            m.context == "affirmed" and m.finding.label == "benign" and _firm(seen, m, _SETTLES) for m in mentions
+        )
+        if named and (denied or settled):
             return replace(draft, said=new)
-    elif said.label == "indeterminate" and unanswered and said.decided:
+    elif said.label == "indeterminate" and unanswered and said.decided and said.finding != "unspecified_lesion":
         return replace(draft, said=new)
     return draft
 
@@ -170,10 +182,10 @@ def _statement_of(text: str, mention: Mention) -> tuple[int, int]:
     return start, min(ends) if ends else len(text)
 
 
-def _firm(seen: str, mention: Mention) -> bool:
+def _firm(seen: str, mention: Mention, words: re.Pattern[str] = _RESOLVES) -> bool:
     start = max(seen.rfind(".", 0, mention.start), 0)
     end = seen.find(".", mention.end)
-    return bool(_RESOLVES.search(seen, start, end if end >= 0 else len(seen)))
+    return bool(words.search(seen, start, end if end >= 0 else len(seen)))
 
 
 def with_structured(

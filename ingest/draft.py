@@ -20,10 +20,11 @@ from ingest.verdict import NOTHING, Verdict, for_site, judge
 TITLE_RANK = 60  # findings below this rank, alone in a title, are the diagnosis: "FIBROADENOMA, LEFT BREAST:"
 _SAME_WORDS = (
     "the|same|identical|similar|see|as|ditto|diagnos[ie]s|findings?|features|histology|appearances?|changes|to|in|for|with|of|those|that|"
-    "described|seen|noted|reported|given|under|above|previous|preceding|part|parts|specimen|specimens|is|are|shows?|showing|essentially"
+    "described|seen|noted|reported|given|under|above|previous|preceding|part|parts|specimen|specimens|is|are|shows?|showing|essentially|"
+    "lesion|tumou?r|process|morphology|and|also"
 )
 _SAME = re.compile(
-    rf"^[\W_]*(?:(?:{_SAME_WORDS})[\s,:#]*)+(?:(?P<id>[a-z]{{1,2}}|\d{{1,2}})\b[\s,]*)?(?:(?:{_SAME_WORDS})[\s,]*)*[\s.,)]*$"
+    rf"^[\W_]*(?:(?:{_SAME_WORDS})\b[\s,:#]*)+(?:(?P<id>[a-z]{{1,2}}|\d{{1,2}})\b[\s,;.]*)?(?:(?:{_SAME_WORDS})\b[\s,]*)*[\s.,)]*$"
 )
 _BACK = re.compile(r"\b(?:same|identical|similar|ditto|above|preceding)\b")
 
@@ -134,7 +135,10 @@ def _read_passage(
     name: str, passage: Passage, case: CaseText, engine: Compiled, title: Title, flags: set[str]
 ) -> tuple[Verdict, Reading]:
     text, seen, body = case.texts[passage.version], case.views[passage.version], passage.body
-    reading = read(text, seen, body, passage.end, engine, passage.parts, site=title.site, side=title.laterality)
+    reading = read(
+        text, seen, body, passage.end, engine, passage.parts,
+        site=title.site, side=title.laterality, named=seen[passage.start : body],
+    )  # fmt: skip
     if not any(m.finding.id != "see_other_text" for m in reading.mentions) and body > passage.start:
         titled = read(text, seen, passage.start, body, engine, passage.parts, title=True)
         if any(_names_lesion(mention) for mention in titled.mentions):
@@ -178,7 +182,8 @@ def _shared(
             "indeterminate", "unallocatable", "range_unallocatable", True, verdict.findings, False, tuple(positive[:1])
         )
     if named and name not in named and not verdict.decided:
-        if any(count.part == len(named) for count in partial):
+        others_clear = any(m.finding.id == "others_negative" for m in reading.mentions)
+        if others_clear or any(count.part == len(named) for count in partial):
             finding = "node_negative" if title.site == "lymph_node" else "benign_nos"
             return Verdict("benign", finding, "count_allocates", True, (), False, tuple(positive[:1]))
         flags.add("range_unallocatable")
@@ -217,7 +222,7 @@ def _cut_or_foreign(said: Said, passages: Sequence[Passage], case: CaseText, eng
 
 def _reference(said: Said, passages: Sequence[Passage], case: CaseText, names: Sequence[str], name: str) -> str:
     """The part that a "same as A" points to, or "" ."""
-    if said.verdict.decided or len(names) < 2:
+    if (said.verdict.decided and said.verdict.finding != "unspecified_lesion") or len(names) < 2:
         return ""
     for passage in passages:
         found = _SAME.match(case.views[passage.version][passage.body : passage.end].strip())

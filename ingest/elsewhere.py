@@ -19,6 +19,10 @@ _OF_SIDE = re.compile(
     rf"[\s,(]*(?:(?:which|that|is|are|was|were|already|as|the|known|{_VERBS}) +)*(?:in|of|on|from|involving) "
     r"(?:the |her |his |patient's )*(?P<side>left|right|contralateral|opposite|other) (?:breast|side)\b"
 )
+_OTHER_CASE = re.compile(
+    r"(?:the |a )?(?:[a-z]+ ){0,2}?(?P<side>left|right|contralateral|opposite|other) (?:breast|axilla\w*|side)\b.{0,60}"
+    r"(?:\b[a-z]{1,4} ?\d{2} ?\d{2,8}\b|\breported separately|\bseparate(?:ly)? report)"
+)
 # "Gross and mammographic features had suggested carcinoma": somebody else's impression.
 _IMPRESSION = re.compile(
     r"(?:the )?(?:gross(?:ly)?|clinical(?:ly)?|radiolog\w+|mammogra\w+|imaging|sonogra\w+|ultrasound|mri|surgeon\S*|"
@@ -46,6 +50,12 @@ def said_elsewhere(view: str, position: int, end: int, parts: Sequence[str], sid
     if _OF_CASE.match(view, position, end):
         return True
     other = _OF_SIDE.match(view, position, end)
+    return other is not None and side in ("left", "right") and other.group("side") != side
+
+
+def about_other_case(view: str, start: int, end: int, side: str) -> bool:
+    """Whether a statement begins with the other side as another case: "The right breast cores (S24-102) show ..."."""
+    other = _OTHER_CASE.match(view, start, end)
     return other is not None and side in ("left", "right") and other.group("side") != side
 
 

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from ingest.case import ContextName
-from ingest.context import Count, Token, contexts, counts, scan
-from ingest.elsewhere import doubts_the_above, is_impression, said_elsewhere
+from ingest.context import Count, Token, about_foreign, contexts, counts, scan
+from ingest.elsewhere import about_other_case, doubts_the_above, is_impression, said_elsewhere
 from ingest.report.parts import expand_ids
 from ingest.report.statements import statements
 from ingest.rulefile import FINDING, IN_SITU, INVASIVE, Compiled, Finding, Kind
 
-TITLE_CHARACTERS = 280
 INVASIVE_FINDING = "invasive_carcinoma"  # of general.toml
 IN_SITU_REACH_WORDS = 8  # "carcinoma, ductal type, high grade, in situ"
 
@@ -31,14 +30,12 @@ _POSITIVE_KIND = Kind(FINDING, -4, POSITIVE.id)
 _NEGATIVE_MARGIN_KIND = Kind(FINDING, -3, NEGATIVE_MARGIN.id)
 _NEGATIVE_KIND = Kind(FINDING, -2, NEGATIVE.id)
 
-_GAP = re.compile(r"(?<=\S)[ ]{3,}(?=\S)")
-_DASH = re.compile(r"[ ]-{1,2}[ ]")
 _FOREIGN_KEY = re.compile(
     r"^(?:[a-z /()-]+ )?(?:margins?|(?:lympho ?|lymph )?vascular invasion|perineural invasion|"
     r"(?:estrogen|progesterone|hormone) receptors?|er|pr|her ?2(?:/?neu)?|ki ?67|grade|size|"
     r"tumou?r (?:size|focality|site|grade|quadrant)|treatment effect[a-z /]*|p[nm](?: category)?|"
     r"distant metastas[ie]s|extranodal extension|calcifications|(?:skin|nipple|skeletal muscle)(?: involvement)?|"
-    r"clinical (?:history|information)|procedure|(?:frozen section|intra ?operative|clinical|pre ?operative|previous|"
+    r"clinical [a-z ]+|procedure|(?:frozen section|intra ?operative|clinical|pre ?operative|previous|"
     r"prior|outside|original|"
     r"referring|submitted|submitting|gross|radiologic|imaging)(?: frozen section)?"
     r"(?: (?:diagnosis|dx|impression|interpretation|consultation|report|findings))?|"
@@ -75,6 +72,9 @@ _DENIAL = re.compile(
 _INDICATION = re.compile(
     r"\b(?:for|r/o|rule ?out|history of|h/o|hx of|s/p|status post|post|excision of|removal of|resection of|known|prior|previous|"
     r"following|after|contralateral|clinical(?:ly)?|suspected|due to|with clinical|prophylactic|intra ?operative|frozen)\b"
+)
+_LIKE = re.compile(
+    r" like (?:[a-z]+ )?(?:patterns?|growth|features|appearances?|architecture|morphology|areas?|changes?|stroma|foci)\b"
 )
 _BLOCK = r"[A-Z]{1,2}\d{0,3}"
 _AND = r"(?:\s*[,&/]\s*(?:and\s+)?|\s*-\s*|\s+and\s+)"
@@ -135,53 +135,6 @@ class Reading:
     blocks: tuple[BlockStatement, ...]
 
 
-def split_title(text: str, view: str, start: int, end: int, engine: Compiled) -> int:
-    """Where the specimen title ends and the diagnosis begins; `start` when there is no title.
-
-    The title is what stands before the first colon outside brackets and clock times, or the first line, if it names a site
-    or a procedure.
-    """
-    untitled = start
-    while start < end and text[start] in " \n":
-        start += 1
-    stop = min(end, start + TITLE_CHARACTERS)
-    blank = text.find("\n\n", start, stop)
-    stop = blank if blank >= 0 else stop
-    depth = 0
-    for position in range(start, stop):
-        character = text[position]
-        if character == "(":
-            depth += 1
-        elif character == ")":
-            depth = max(0, depth - 1)
-        elif character == ":" and depth == 0:
-            clock = 0 < position < end - 1 and text[position - 1].isdigit() and text[position + 1].isdigit()
-            if not clock and _is_title(view, start, position, engine):
-                return position + 1
-            if not clock:
-                break
-        elif character == "\n" and re.match(r"\s*(?:[-*]|\d[.)])\s", text[position : position + 12]):
-            return position if _is_title(view, start, position, engine) else untitled
-        elif character == "\n" and depth == 0 and _key_follows(text, view, start, position, stop, engine):
-            break
-    line_end = text.find("\n", start, end)
-    first_line = line_end if line_end >= 0 else end
-    dash = _DASH.search(text, start, min(first_line, stop))
-    if dash and _is_title(view, start, dash.start(), engine):
-        return dash.end()
-    gap = _GAP.search(text, start, min(first_line, stop))
-    if gap and text[gap.end() : first_line].strip() and _is_whole_title(view, start, gap.start(), engine):
-        return gap.end()
-    stop_at = text.find(". ", start, min(first_line, stop))
-    if stop_at > 0 and text[stop_at + 2 :].strip() and _is_whole_title(view, start, stop_at, engine):
-        return stop_at + 1
-    if line_end >= 0 and text[line_end:end].strip() and _is_title(view, start, line_end, engine):
-        tokens = scan(engine.lexicon, engine.kinds, view, start, line_end)
-        if not any(token.kind.kind == FINDING and _speaks(engine.findings[token.kind.index]) for token in tokens):
-            return line_end
-    return untitled
-
-
 def read(
     text: str,
     view: str,
@@ -192,6 +145,7 @@ def read(
     title: bool = False,
     site: str = "",
     side: str = "",
+    named: str = "",
 ) -> Reading:
     """All findings between two offsets with their contexts.
 
@@ -200,6 +154,7 @@ def read(
         title: the stretch is a specimen title, where "for carcinoma" is an indication.
         site: of the part; what is said about nodes is passed over unless they are the specimen.
         side: left or right, of the part; what is said of the other side is not about it.
+        named: the view of its title; "no tumor in the muscle" answers for a part that is the muscle.
     """
     mentions: list[Mention] = []
     partial: list[Count] = []
@@ -221,7 +176,7 @@ def read(
         names = _questioned(tokens, names, view, span_start, span_end)
         if _key_is_absent(view, span_start, span_end):
             names = ["negated" if name == "affirmed" else name for name in names]
-        statement_mentions = _mentions(tokens, names, view, span_start, span_end, number, engine)
+        statement_mentions = _mentions(tokens, names, view, span_start, span_end, number, engine, named)
         says_cancer = any(m.context == "affirmed" and m.finding.label == "cancer" for m in statement_mentions)
         if says_cancer and any(not _covered(tokens, found) for found in _DENIAL.finditer(view, span_start, span_end)):
             statement_mentions = [
@@ -232,14 +187,16 @@ def read(
         if title:
             statement_mentions = [_as_title(mention, view, span_start) for mention in statement_mentions]
         if len(parts) <= 1:
+            if about_other_case(view, span_start, span_end, side):
+                statement_mentions = [m._replace(context="historical") for m in statement_mentions]
             statement_mentions = [_elsewhere(m, view, span_end, parts, side) for m in statement_mentions]
         if mentions and not statement_mentions and doubts_the_above(view, span_start, span_end):
             mentions = [_doubted(m) if m.statement == mentions[-1].statement else m for m in mentions]
         if len(parts) > 1:
             statement_mentions = _allocate(statement_mentions, text, span_start, span_end, parts)
         if says_block and _NAMES_BLOCK.search(view, span_start, span_end):
-            named = tuple(b for group in _BLOCKS.findall(text, span_start, span_end) for b in expand_blocks(group))
-            blocks += [BlockStatement(named, number)] if named else []
+            found = tuple(b for group in _BLOCKS.findall(text, span_start, span_end) for b in expand_blocks(group))
+            blocks += [BlockStatement(found, number)] if found else []
         mentions += statement_mentions
     return Reading(tuple(mentions), tuple(partial), tuple(blocks))
 
@@ -270,34 +227,6 @@ def finding_of(token: Token, engine: Compiled) -> Finding:
     """The finding a token stands for."""
     index = token.kind.index
     return engine.findings[index] if index >= 0 else _WORDLESS[index]
-
-
-def _is_title(view: str, start: int, end: int, engine: Compiled) -> bool:
-    return bool(engine.sites.pattern.search(view, start, end) or engine.procedures.pattern.search(view, start, end))
-
-
-def _is_whole_title(view: str, start: int, end: int, engine: Compiled) -> bool:
-    """Whether a sentence is nothing but a title: "Left breast, microdochectomy"."""
-    if len(view[start:end].split()) > 14 or not engine.sites.pattern.search(view, start, end):
-        return False
-    if not (engine.procedures.pattern.search(view, start, end) or re.search(r"\b(?:left|right)\b", view[start:end])):
-        return False
-    tokens = scan(engine.lexicon, engine.kinds, view, start, end)
-    return not any(
-        t.kind.kind == FINDING and t.kind.index >= 0 and _speaks(engine.findings[t.kind.index]) for t in tokens
-    )
-
-
-def _key_follows(text: str, view: str, start: int, newline: int, stop: int, engine: Compiled) -> bool:
-    """Whether the title ended with its line and the next line is a key of its own ("INVASIVE TUMOR: PRESENT")."""
-    if text[newline - 1] in ",/-(" or not _is_title(view, start, newline, engine):
-        return False
-    colon = text.find(":", newline, stop)
-    return colon > 0 and "\n" not in text[newline + 1 : colon].strip() and not _is_title(view, newline, colon, engine)
-
-
-def _speaks(finding: Finding) -> bool:
-    return finding.label not in ("flag", "weak") and finding.id not in ("tissue_only", "capsule")
 
 
 def _tokens(view: str, start: int, end: int, engine: Compiled, site: str) -> tuple[list[Token], int]:
@@ -405,6 +334,7 @@ def _mentions(
     end: int,
     number: int,
     engine: Compiled,
+    named: str,
 ) -> list[Mention]:
     affirmed = [token for token, name in zip(tokens, names, strict=True) if name == "affirmed"]
     in_situ = [token for token in affirmed if token.kind.kind == IN_SITU]
@@ -415,13 +345,15 @@ def _mentions(
             scope = "history"
         elif _REST.search(view, start, end) or _BLOCKS.search(view, start, end):
             scope = "rest"
-        elif _SCOPED.search(view, start, end) and not _WHOLE.search(view, start, end):
-            scope = "place"
+        elif (place := _SCOPED.search(view, start, end)) and not _WHOLE.search(view, start, end):
+            scope = "" if place.group() in named else "place"
     result: list[Mention] = []
     for token, name in zip(tokens, names, strict=True):
-        if token.kind.kind != FINDING or name is None:
+        if token.kind.kind != FINDING or name is None or _LIKE.match(view, token.end, end):
             continue
         finding = finding_of(token, engine)
+        if finding.id == "insufficient" and name == "affirmed" and about_foreign(tokens, token, view):
+            name = "foreign"
         if finding.generic and finding.in_situ_finding and in_situ and not invasive and _near(token, in_situ, view):
             finding = engine.finding_by_name.get(finding.in_situ_finding, finding)
         result.append(Mention(finding, name, token.start, token.end, number, scope if name == "negated" else ""))

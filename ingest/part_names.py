@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ingest.mentions import split_title
 from ingest.report.parts import ordinal, roman_ordinal
 from ingest.report.versions import CaseText, Passage
 from ingest.rulefile import Compiled
+from ingest.title_end import split_title
 
 DEFAULT_PART = "A"  # of a report whose only part carries no identifier
 PROSE_TITLE_CHARACTERS = 80  # of a text without headings, where its specimen must be named

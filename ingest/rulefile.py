@@ -48,6 +48,7 @@ class ContextLexicon(Section):
     family_backward: tuple[str, ...] = ()
     hypothetical_forward: tuple[str, ...] = ()
     hypothetical_backward: tuple[str, ...] = ()
+    presence_backward: tuple[str, ...] = ()  # what makes a lesion of the past one of today: "is again seen"
     terminators: tuple[str, ...] = ()
     pseudo: tuple[str, ...] = ()
     foreign: dict[str, tuple[str, ...]] = Field(default={})
@@ -230,7 +231,7 @@ FINDING, FOREIGN, IN_SITU, INVASIVE = "finding", "foreign", "in_situ", "invasive
 TRIGGER_KINDS = (
     "negation_forward", "negated_history_forward", "negation_backward", "uncertain_forward", "uncertain_backward",
     "historical_forward", "prior_forward", "historical_backward", "family_forward", "family_backward",
-    "hypothetical_forward", "hypothetical_backward", "terminators", "pseudo",
+    "hypothetical_forward", "hypothetical_backward", "presence_backward", "terminators", "pseudo",
 )  # fmt: skip
 IN_SITU_WORDS = (
     "in ?situ",
@@ -372,7 +373,9 @@ def _compile(rules: Rules) -> Compiled:
 def _abbreviation(words: Abbreviations) -> re.Pattern[str] | None:
     branches = []
     if words.describing:
-        branches.append(rf"\b({'|'.join(sorted(words.describing, key=len, reverse=True))})\b\.?(?= +[a-z(])")
+        # A full stop that a capitalised word follows ends a sentence: "GMS neg. Imaging had ..."
+        behind = r"(?:\.(?= +(?-i:[a-z(]|[A-Z]{2}))|(?= +[a-z(]))"
+        branches.append(rf"\b({'|'.join(sorted(words.describing, key=len, reverse=True))})\b{behind}")
     if words.naming:
         branches.append(rf"\b({'|'.join(sorted(words.naming, key=len, reverse=True))})\b(?!-)")
     return re.compile("|".join(branches), re.IGNORECASE) if branches else None

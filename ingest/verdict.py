@@ -18,6 +18,7 @@ _POSITIVE_NODE = Finding(
 _CLEAR_NODE = Finding(id="no_epithelium", finding="node_negative", label="benign", terms=("no epithelium",), rank=45)
 _IN_NODES = {POSITIVE.id: _POSITIVE_NODE, "node_positive": _POSITIVE_NODE, "no_epithelium": _CLEAR_NODE}
 SPECIFIC_BENIGN_RANK = 50  # findings below this rank name a lesion
+PRIMARY_STAGES = frozenset({"stage_invasive", "stage_in_situ"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,9 @@ def judge(mentions: Sequence[Mention], site: str, procedure: str) -> Verdict:
         context = "" if mention.context == "affirmed" else f".{mention.context}"
         return Verdict(label, finding, mention.finding.id + context, True, findings, atypia, (mention, *more), flags)
 
+    if procedure == "margin" and len(affirmed) > 1:
+        for label in ("cancer", "in_situ"):  # of a line about the whole case, below the last of its margins
+            by_label[label] = [m for m in by_label.get(label, []) if m.finding.id not in PRIMARY_STAGES]
     cancer, in_situ = by_label.get("cancer", []), by_label.get("in_situ", [])
     doubt = [
         m
@@ -83,7 +87,7 @@ def judge(mentions: Sequence[Mention], site: str, procedure: str) -> Verdict:
         first = _first(doubt)
         adh = first.finding.label == "in_situ" and any(m.finding.id == "adh" for m in mentions)
         return verdict("indeterminate", "adh_vs_dcis" if adh else "suspicious", first)
-    if "indeterminate" in by_label:
+    if by_label.get("indeterminate"):
         first = _first(by_label["indeterminate"])
         return verdict("indeterminate", first.finding.name, first)
     benign = by_label.get("benign", [])
@@ -110,8 +114,8 @@ def judge(mentions: Sequence[Mention], site: str, procedure: str) -> Verdict:
         return verdict("indeterminate", "hedged_benign", first)
     if excluded:
         return verdict("benign", _benign_name(None, mentions, site), excluded[0])
-    margin = [m for m in affirmed if m.finding is NEGATIVE_MARGIN]
-    if margin and procedure == "margin":
+    margin = [m for m in affirmed if m.finding is NEGATIVE_MARGIN or m.finding.id == "tissue_negative"]
+    if margin and (procedure == "margin" or (site == "skin" and margin[0].finding is not NEGATIVE_MARGIN)):
         return verdict("benign", "benign_nos", margin[0])
     weak = [m for m in by_label.get("weak", []) if m.finding is not UNRECOGNISED]
     if weak:
@@ -120,10 +124,14 @@ def judge(mentions: Sequence[Mention], site: str, procedure: str) -> Verdict:
 
 
 def for_site(mentions: Sequence[Mention], site: str) -> Sequence[Mention]:
-    """In a node part "positive" alone is a metastasis, and tissue without epithelium is a clear node."""
+    """In a node part "positive" alone is a metastasis, tissue without epithelium a clear node, and a pT that of the breast."""
     if site != "lymph_node":
         return mentions
-    return [m._replace(finding=_IN_NODES[m.finding.id]) if m.finding.id in _IN_NODES else m for m in mentions]
+    return [
+        m._replace(finding=_IN_NODES[m.finding.id]) if m.finding.id in _IN_NODES else m
+        for m in mentions
+        if m.finding.id not in PRIMARY_STAGES
+    ]
 
 
 def _can_exclude(mention: Mention, procedure: str) -> bool:
