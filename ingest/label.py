@@ -11,10 +11,11 @@ from dataclasses import replace
 from ingest.case import CaseLabels, CodeValue, Conflict, Evidence, LisPart, PartLabel, ReportVersion, SynopticAnswer
 from ingest.corroborate import open_headline, with_structured
 from ingest.draft import Draft, Said, draft_part, follow_references
-from ingest.mentions import NEGATIVE, NEGATIVE_MARGIN, POSITIVE, UNRECOGNISED, Mention
+from ingest.mentions import Mention
 from ingest.part_names import evidence_passages, part_names, renamed, with_body
 from ingest.report.versions import CaseText, read_case
 from ingest.rulefile import Compiled, Rules, compiled
+from ingest.statement_tokens import NEGATIVE, NEGATIVE_MARGIN, POSITIVE, UNRECOGNISED
 from ingest.targets import target_values
 
 # Their words are the report's, not the lexicon's: never copied out.

@@ -1,72 +1,26 @@
-"""Findings met in a stretch of a diagnosis, each with its context, and the words of the specimen title before it."""
+"""Findings met in a stretch of a diagnosis, each with its context and with what it is limited to."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from ingest.block_names import blocks_named, names_block
 from ingest.case import ContextName
-from ingest.context import Count, Token, about_foreign, contexts, counts, scan
+from ingest.context import Count, Token, about_foreign, contexts, counts
 from ingest.elsewhere import about_other_case, doubts_the_above, is_impression, said_elsewhere
 from ingest.report.parts import expand_ids
 from ingest.report.statements import statements
-from ingest.rulefile import FINDING, IN_SITU, INVASIVE, Compiled, Finding, Kind
+from ingest.rulefile import FINDING, IN_SITU, INVASIVE, Compiled, Finding
+from ingest.statement_tokens import covered, finding_of, statement_tokens
 
 INVASIVE_FINDING = "invasive_carcinoma"  # of general.toml
 IN_SITU_REACH_WORDS = 8  # "carcinoma, ductal type, high grade, in situ"
 
-# A word built on one of these stems that no rule knows must not pass as benign. The pattern begins with the stem: one that
-# begins with the letters before it takes ten times as long (196 against 17 us for 1,200 characters).
-_ALARM = re.compile(
-    r"(?:c(?:arcino|ancer|hordom)|s(?:arcom|eminom)|l(?:ymphom|euk[ae]*mi)|m(?:elanom|alig|etasta|yelom)|neoplas|blastom|"
-    r"g(?:erminom|liom)|tumou?r)[a-z]*"
-)
-UNRECOGNISED = Finding(id="unrecognised_term", label="weak", terms=("unrecognised",), rank=95)
-_UNRECOGNISED_KIND = Kind(FINDING, -1, UNRECOGNISED.id)
-NEGATIVE = Finding(id="standalone_negative", finding="benign_nos", label="benign", terms=("negative",), rank=72)
-NEGATIVE_MARGIN = Finding(id="negative_margin", finding="benign_nos", label="flag", terms=("margin negative",), rank=72)
-POSITIVE = Finding(id="standalone_positive", finding="node_metastasis", label="weak", terms=("positive",), rank=60)
-_POSITIVE_KIND = Kind(FINDING, -4, POSITIVE.id)
-_NEGATIVE_MARGIN_KIND = Kind(FINDING, -3, NEGATIVE_MARGIN.id)
-_NEGATIVE_KIND = Kind(FINDING, -2, NEGATIVE.id)
-
-_FOREIGN_KEY = re.compile(
-    r"^(?:[a-z /()-]+ )?(?:margins?|(?:lympho ?|lymph )?vascular invasion|perineural invasion|"
-    r"(?:estrogen|progesterone|hormone) receptors?|er|pr|her ?2(?:/?neu)?|ki ?67|grade|size|"
-    r"tumou?r (?:size|focality|site|grade|quadrant)|treatment effect[a-z /]*|p[nm](?: category)?|"
-    r"distant metastas[ie]s|extranodal extension|calcifications|(?:skin|nipple|skeletal muscle)(?: involvement)?|"
-    r"clinical [a-z ]+|procedure|(?:frozen section|intra ?operative|clinical|pre ?operative|previous|"
-    r"prior|outside|original|"
-    r"referring|submitted|submitting|gross|radiologic|imaging)(?: frozen section)?"
-    r"(?: (?:diagnosis|dx|impression|interpretation|consultation|report|findings))?|"
-    r"(?:pre|prior|previous|outside|original|initial|earlier|diagnostic)[a-z ]* (?:biopsy|core|specimen|histology|pathology)|"
-    r"specimen laterality|(?:ancillary|additional) (?:studies|findings)|biomarkers?)"
-    r"(?: \([a-z0-9 /]*\))?(?: status)?$"
-)
-_NODE_KEY = re.compile(r"^(?:[a-z ]+ )?(?:lymph nodes?|nodes?|pn)(?: [a-z ]+)?$")
-_KEY = re.compile(r"[ ]*([a-z][a-z0-9 /()'-]{0,58}?)[ ]*:[ ]*")
 _COORDINATED = re.compile(r"[ ,]*(?:and|or|nor|&|/|and/or|with|plus)[ ]*(?:an? )?")
 _ABSENT_VALUE = re.compile(r"[ ]*(?:no|none|n|neg|negative|0|nil|zero|absent)[ .]*$")
-_STANDALONE = re.compile(
-    r"^(?:(?:all )?(?:negative|clear|uninvolved|no tumou?r(?: seen| present| identified)?|free of tumou?r|no abnormality|nad)"
-    r"(?: for (?:carcinoma|tumou?r|malignancy))?(?: x ?\d+)?)(?:[ ,]*\(? ?0 ?/ ?\d+ ?\)?|[ ,]*\((?:no|see) [a-z ]*\))?[ .]*$"
-)
-_MARGIN_STANDALONE = re.compile(
-    r"^(?:(?:the|this|new|all|final|inked|surgical) )*(?:margins?|edges?)(?: is| are)?[ :]*(?:negative|clear|free|uninvolved)[ .]*$"
-)
-_HOW_MANY = r"[ ,]*\(? ?(?:[1-9]\d? ?/ ?\d+|(?!none|zero)[a-z1-9]\w* of [a-z1-9]\w*)(?: (?:lymph )?nodes?)? ?\)?[ ,]*"
-_ZERO = ("0", "zero", "none")
-_BARE_COUNT = re.compile(
-    r"^\(? ?(?P<part>\d{1,2}|zero|none|one|two|three|four|five|six) ?(?:/|of) ?(?:\d{1,2}|[a-z]+)(?: (?:lymph )?nodes?)? ?\)?[ .]*$"
-)
-_NAMED_STATUS = re.compile(
-    r"\b(?:nodes?|parts?|specimens?|margins?) #?(?:[a-z]|\d{1,2})(?:(?:,| and| &| ,)+ (?:[a-z]|\d{1,2}))* "
-    r"(?:is|are|was|were) (?P<status>positive|negative)\b"
-    r"(?! for)"
-)
-_POSITIVE_STANDALONE = re.compile(rf"^(?:{_HOW_MANY})?positive(?:{_HOW_MANY})?[ .]*$")
 _DENIAL = re.compile(
-    r"\b(?:n(?:o(?:t|n|ne|thing|r)?|ever|either|egative|'t)|without|cannot|hardly|scarcely|absen(?:t|ce)|free|lack\w*|fail\w*|"
+    r"\b(?:n(?:o(?:t|n|ne|thing|r)?|ever|either|egative)|without|cannot|hardly|scarcely|absen(?:t|ce)|free|lack\w*|fail\w*|"
     r"exclu\w+|ruled? out|den(?:y|ies|ied)|unlikely|against|dis(?:miss\w*|prov\w+)|re(?:fut\w+|tract\w*)|withdr\w+)\b"
 )
 _INDICATION = re.compile(
@@ -88,12 +42,6 @@ _REFERENCE = re.compile(
     r"|\b(?:in|is)\s+([B-Z](?:\s*(?:,|&|\band\b)\s*[A-Z])*|[A-Z](?:\s*(?:,|&|\band\b)\s*[A-Z])+)(?=\s*(?:[.,;()]|$|only\b|and\b))",
     re.IGNORECASE,
 )
-_RANGE = r"(?:\s*[,&]\s*(?:and\s+)?|\s*-\s*|\s+(?:and|to|through)\s+)"
-_BLOCKS = re.compile(
-    rf"\b(?:blocks?|slides?|cassettes?|sections?)\s+([A-Z]{{0,2}}\d{{1,3}}(?:{_RANGE}[A-Z]{{0,2}}\d{{1,3}})*)",
-    re.IGNORECASE,
-)
-_NAMES_BLOCK = re.compile(r"(?:block|slide|cassette|section)s? +[a-z]{0,2}\d")  # a sieve over the view, for speed
 _REST = re.compile(
     r"\b(?:remaining|remainder|all other|other|rest of|elsewhere|additional sections|deeper levels?|recuts?)\b"
 )
@@ -162,7 +110,7 @@ def read(
     says_block = "block" in view
     spans = statements(text, start, end)
     for number, (span_start, span_end) in enumerate(spans):
-        tokens, value_start = _tokens(view, span_start, span_end, engine, site)
+        tokens, value_start = statement_tokens(view, span_start, span_end, engine, site)
         if value_start < 0:
             continue  # a key about something else: margins, receptors, nodes
         found_counts = counts(view, span_start, span_end) if _has_count(view, span_start, span_end) else []
@@ -178,7 +126,7 @@ def read(
             names = ["negated" if name == "affirmed" else name for name in names]
         statement_mentions = _mentions(tokens, names, view, span_start, span_end, number, engine, named)
         says_cancer = any(m.context == "affirmed" and m.finding.label == "cancer" for m in statement_mentions)
-        if says_cancer and any(not _covered(tokens, found) for found in _DENIAL.finditer(view, span_start, span_end)):
+        if says_cancer and any(not covered(tokens, found) for found in _DENIAL.finditer(view, span_start, span_end)):
             statement_mentions = [
                 m._replace(unexplained=True) if m.context == "affirmed" else m for m in statement_mentions
             ]
@@ -194,90 +142,10 @@ def read(
             mentions = [_doubted(m) if m.statement == mentions[-1].statement else m for m in mentions]
         if len(parts) > 1:
             statement_mentions = _allocate(statement_mentions, text, span_start, span_end, parts)
-        if says_block and _NAMES_BLOCK.search(view, span_start, span_end):
-            found = tuple(b for group in _BLOCKS.findall(text, span_start, span_end) for b in expand_blocks(group))
-            blocks += [BlockStatement(found, number)] if found else []
+        if says_block and (named_blocks := blocks_named(text, view, span_start, span_end)):
+            blocks.append(BlockStatement(named_blocks, number))
         mentions += statement_mentions
     return Reading(tuple(mentions), tuple(partial), tuple(blocks))
-
-
-def expand_blocks(text: str) -> tuple[str, ...]:
-    """`A5, A6` and `A1-A4` as block names; a range must stay within one letter and 60 blocks."""
-    names: list[str] = []
-    pieces = re.split(r"(\s*-\s*|\s+to\s+|\s+through\s+|\s*[,&]\s*(?:and\s+)?|\s+and\s+)", text.strip().upper())
-    for index in range(0, len(pieces), 2):
-        found = re.fullmatch(r"([A-Z]{0,2})(\d{1,3})", pieces[index])
-        if not found:
-            continue
-        letter, number = found.group(1) or (re.sub(r"\d", "", names[-1]) if names else ""), int(found.group(2))
-        separator = pieces[index - 1].strip().lower() if index else ""
-        if names and separator in ("-", "to", "through"):
-            before = re.fullmatch(r"([A-Z]{0,2})(\d{1,3})", names[-1])
-            if before and before.group(1) == letter and 0 < number - int(before.group(2)) <= 60:
-                names += [f"{letter}{value}" for value in range(int(before.group(2)) + 1, number + 1)]
-                continue
-        names.append(f"{letter}{number}")
-    return tuple(names)
-
-
-_WORDLESS = {-1: UNRECOGNISED, -2: NEGATIVE, -3: NEGATIVE_MARGIN, -4: POSITIVE}  # by Kind.index
-
-
-def finding_of(token: Token, engine: Compiled) -> Finding:
-    """The finding a token stands for."""
-    index = token.kind.index
-    return engine.findings[index] if index >= 0 else _WORDLESS[index]
-
-
-def _tokens(view: str, start: int, end: int, engine: Compiled, site: str) -> tuple[list[Token], int]:
-    """Tokens of a statement with the unrecognised alarms; the second value is -1 when its key is about something else."""
-    key = _KEY.match(view, start, end)
-    value_start = start
-    if key:
-        name = " ".join(key.group(1).split())
-        if _FOREIGN_KEY.match(name) or (_NODE_KEY.match(name) and site != "lymph_node"):
-            return [], -1
-        value_start = key.end()
-    asks = key is not None and any(
-        t.kind.kind == FINDING for t in scan(engine.lexicon, engine.kinds, view, start, value_start)
-    )
-    if not asks:  # "carcinoma: negative" is about carcinoma
-        value = view[value_start:end].strip()
-        if _STANDALONE.match(value):
-            return [Token(_NEGATIVE_KIND, value_start, end)], value_start
-        if site == "lymph_node" and (bare := _BARE_COUNT.match(value)):
-            return [
-                Token(_NEGATIVE_KIND if bare.group("part") in _ZERO else _POSITIVE_KIND, value_start, end)
-            ], value_start
-        if _POSITIVE_STANDALONE.match(value):
-            return [Token(_POSITIVE_KIND, value_start, end)], value_start
-    if _MARGIN_STANDALONE.match(view[start:end].strip()):
-        return [Token(_NEGATIVE_MARGIN_KIND, start, end)], start
-    tokens = scan(engine.lexicon, engine.kinds, view, start, end)
-    if "positive" in view[start:end] or "negative" in view[start:end]:
-        for found in _NAMED_STATUS.finditer(view, start, end):
-            kind = _POSITIVE_KIND if found.group("status") == "positive" else _NEGATIVE_KIND
-            tokens = [t for t in tokens if t.end <= found.start() or t.start >= found.end()]
-            tokens = sorted([*tokens, Token(kind, found.start(), found.end())], key=lambda token: token.start)
-    alarms = [
-        Token(_UNRECOGNISED_KIND, _word_start(view, start, found.start()), found.end())
-        for found in _ALARM.finditer(view, start, end)
-        if not _covered(tokens, found)
-    ]
-    if alarms:
-        tokens = sorted([*tokens, *alarms], key=lambda token: token.start)
-    return tokens, value_start
-
-
-def _word_start(view: str, start: int, position: int) -> int:
-    while position > start and "a" <= view[position - 1] <= "z":
-        position -= 1
-    return position
-
-
-def _covered(tokens: Sequence[Token], found: re.Match[str]) -> bool:
-    start, end = found.span()
-    return any(token.start <= start and end <= token.end for token in tokens)
 
 
 def _has_count(view: str, start: int, end: int) -> bool:
@@ -343,7 +211,7 @@ def _mentions(
     if "negated" in names:
         if any(token.kind.kind == "negated_history_forward" for token in tokens):
             scope = "history"
-        elif _REST.search(view, start, end) or _BLOCKS.search(view, start, end):
+        elif _REST.search(view, start, end) or names_block(view, start, end):
             scope = "rest"
         elif (place := _SCOPED.search(view, start, end)) and not _WHOLE.search(view, start, end):
             scope = "" if place.group() in named else "place"

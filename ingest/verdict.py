@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ingest.case import Label
-from ingest.mentions import NEGATIVE_MARGIN, POSITIVE, UNRECOGNISED, Mention
+from ingest.mentions import Mention
 from ingest.rulefile import Finding
+from ingest.statement_tokens import NEGATIVE_MARGIN, POSITIVE, UNRECOGNISED
 
 GENERIC_RANK = 45  # findings from this rank on only say "cancer", not which
 _POSITIVE_NODE = Finding(
