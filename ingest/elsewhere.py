@@ -21,7 +21,7 @@ _OF_SIDE = re.compile(
 )
 _OTHER_CASE = re.compile(
     r"(?:the |a )?(?:[a-z]+ ){0,2}?(?P<side>left|right|contralateral|opposite|other) (?:breast|axilla\w*|side)\b.{0,60}"
-    r"(?:\b[a-z]{1,4} ?\d{2} ?\d{2,8}\b|\breported separately|\bseparate(?:ly)? report)"
+    r"(?:(?P<apart>\breported separately|\bseparate(?:ly)? report)|\b[a-z]{1,4} ?\d{2} ?\d{2,8}\b(?!.*\breported separately))"
 )
 # "Gross and mammographic features had suggested carcinoma": somebody else's impression.
 _IMPRESSION = re.compile(
@@ -56,7 +56,9 @@ def said_elsewhere(view: str, position: int, end: int, parts: Sequence[str], sid
 def about_other_case(view: str, start: int, end: int, side: str) -> bool:
     """Whether a statement begins with the other side as another case: "The right breast cores (S24-102) show ..."."""
     other = _OTHER_CASE.match(view, start, end)
-    return other is not None and side in ("left", "right") and other.group("side") != side
+    if other is None:
+        return False
+    return bool(other.group("apart")) or (side in ("left", "right") and other.group("side") != side)
 
 
 def is_impression(view: str, start: int, end: int) -> bool:
