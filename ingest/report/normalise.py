@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from ingest.case import TextFormat
 from ingest.errors import InputError
-from ingest.report.layout import checked_answers, columns_as_answers
+from ingest.report.layout import checked_answers, columns_as_answers, rows_as_parts
 from ingest.rulefile import LONG_WORD
 
 # A text of exactly this length was cut by a column type: VARCHAR(255), Oracle VARCHAR2, SQL Server varchar, an Excel cell, TEXT.
@@ -27,11 +27,13 @@ _PUNCTUATION = str.maketrans(
         "\u00a0": " ", "\u2002": " ", "\u2003": " ", "\u2009": " ", "\u202f": " ", "\u200b": "", "\ufeff": "",
         "\u2026": "...", "\ufb01": "fi", "\ufb02": "fl", "\u00ad": "",
         "\u2028": "\n", "\u2029": "\n", "\x85": "\n", "\x0b": "\n", "\x0c": "\n", "\t": "    ", "\x00": "",
+        **{chr(0x245F + number): f"{number}) " for number in range(1, 21)},  # numbers in circles
     }
 )  # fmt: skip
 _C1 = re.compile("[\x80-\x9f]")
 _MOJIBAKE = re.compile("\u00e2\u20ac[\u0080-\u02ff\u2000-\u2122]|\u00c3[\u00a0-\u00bf]|\u00c2[\u00a0-\u00bf]")
-_HL7_ESCAPE = re.compile(r"\\(\.[a-z]{2}(?:[+-]?\d+)?|[HNFSTRE]|X(?:[0-9A-Fa-f]{2})+|[CMZ][^\\\n]{0,40})\\")
+_REPETITION = re.compile(r"~(?![ ]?\d)|~(?=[ ]*\d{1,2}[.):])")  # "~3 cm" is no new line, "~3. BREAST" is
+_HL7_ESCAPE = re.compile(r"\\(\.[a-z]{2} ?(?:[+-]?\d+)?|[HNFSTRE]|X(?:[0-9A-Fa-f]{2})+|[CMZ][^\\\n]{0,40})\\")
 _HL7_CHARACTERS = {"F": "|", "S": "^", "T": "&", "R": "~", "E": "\\", "H": "", "N": ""}
 _VISTA = re.compile(r"\|(?:TAB|NOWRAP|WRAP|BLANK\(\d+\)|SETTAB[^|]*|TOP|PAGE)\|")
 _TABLE_ROW = re.compile(r"^[ ]*([^|\n]{2,60})\|[ ]*([^|\n]+?)[ ]*\|?[ ]*$", re.MULTILINE)
@@ -63,6 +65,8 @@ _OCR_WORD = re.compile(
     r"\b(?=[A-Z0-9|l]{3,}\b)(?=[0-9|l]*[A-Z])[A-Z|l]*[018l|][A-Z018l|]*[A-Z][A-Z018l|]*\b|\b[A-Z]{2,}[018l|]+\b"
 )
 _OCR_HINT = re.compile(r"[018l|](?:(?<=[A-Z].)[A-Z]|[A-Z]{2}|(?<=[A-Z]{2}.))")
+# Only beside other such errors, and never the N0 of a stage.
+_OCR_NO = re.compile(r"N0(?<![A-Za-z0-9]N0)(?<!T\d N0)(?<!T\d, N0)(?<!T\d[a-c] N0)(?= [A-Z]{4})")
 MIN_REPAIRED = 6  # letters; a shorter word misspelt is too often another word
 _WORD = re.compile(rf"[A-Za-z]{{{MIN_REPAIRED},}}")
 _NO_LETTERS = {code: " " for code in range(128) if not chr(code).isalpha()}
@@ -134,6 +138,8 @@ def normalise(text: str, text_format: TextFormat = "text", spelling: Spelling = 
     if text_format == "rtf" or text.lstrip()[:6].lower() == "{\\rtf1":
         text = _TABLE_ROW.sub(r"\1: \2", _from_rtf(text))
         flags.add("rtf")
+    if text_format == "hl7_ft" and "~" in text:
+        text = _REPETITION.sub("\n", text)
     if "\\" in text:
         unescaped = _HL7_ESCAPE.sub(_unescape, text)
         if unescaped != text:
@@ -143,7 +149,7 @@ def normalise(text: str, text_format: TextFormat = "text", spelling: Spelling = 
         text = _repair_characters(text, flags)
     text = text.replace("\r\n", "\n").replace("\r", "\n").translate(_PUNCTUATION)
     if "|" in text:
-        text = _VISTA.sub(" ", text)
+        text = rows_as_parts(_VISTA.sub(" ", text))
     if "...." in text or "____" in text or ". . ." in text:
         text = _LEADERS.sub(lambda found: ": " if found.end() < len(text) and text[found.end()] != "\n" else "", text)
     lines, joins = _without_page_headers([line.rstrip() for line in text.split("\n")], flags)
@@ -305,9 +311,10 @@ def _repair_digits(text: str, spelling: Spelling, flags: set[str]) -> str:
     if not _OCR_HINT.search(text):
         return text
     repaired = _OCR_WORD.sub(mended, text)
-    if repaired != text:
-        flags.add("ocr_repaired")
-    return repaired
+    if repaired == text:
+        return text
+    flags.add("ocr_repaired")
+    return _OCR_NO.sub("NO", repaired)
 
 
 def _written_out(found: re.Match[str], words: Mapping[str, str]) -> str:

@@ -6,8 +6,7 @@ specimen list knows, or its place in an unbroken series. One style rules a secti
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ingest.report.normalise import view
 from ingest.rulefile import Compiled
@@ -15,7 +14,10 @@ from ingest.rulefile import Compiled
 Kind = Literal["letter", "lower", "number", "roman", "trailing"]
 
 _ID = r"(?:[A-Z]{1,2}(?![a-z])|[IVX]{1,5}|\d{1,2}|[a-h](?![a-z])|[ivx]{1,5}(?![a-z]))"
-_SEPARATOR = r"(?:[ ]*(?:-|,|&|/|\+)[ ]*(?:(?:and|AND|&)[ ]+)?|[ ]+(?:and|AND|through|THROUGH|thru|THRU|to|TO)[ ]+)"
+_SEPARATOR = (
+    r"(?:[ ]*(?:,|&|(?:,[ ]*)?[ ](?:and|AND))[ ]*\n[ ]*|"  # a list of letters may go on in the next line
+    r"[ ]*(?:-|,|&|/|\+)[ ]*(?:(?:and|AND|&)[ ]+)?|[ ]+(?:and|AND|through|THROUGH|thru|THRU|to|TO)[ ]+)"
+)
 _IDS = rf"{_ID}(?:[).]?{_SEPARATOR}\(?{_ID})*"
 _NUMBER_WORDS = ("ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE", "TEN")
 _WORDS = (
@@ -24,22 +26,35 @@ _WORDS = (
 )
 _CASE = r"(?:[A-Z]{1,4}-?\d{2}-\d{2,8}[ -]?)"
 _LEADING = re.compile(
-    rf"[ ]*(?:[*#>-]+[ ]*)?(?P<word>(?:{_WORDS}|{_WORDS.upper()})\b(?:\([sS]\))?+\.?[ ]*(?:\#|[Nn][Oo]\.?)?[ ]*|{_CASE}[ ]*)?"
-    rf"(?P<open>[(\[]|\#)?(?P<ids>{_IDS}|(?<=[ ])(?:{'|'.join(_NUMBER_WORDS)})(?![A-Z]))"
-    r"(?P<close>\.[)-]|[)\]][.:]?|[.:](?!\d)|[ ]*[=>]|/(?=[ ])|[ ]*-(?=[ \n])|[ ]*,|(?P<wide>[ ]{2,}|[ ]+)|(?=\n|$))\**"
+    rf"[ ]*(?:(?:[*>-]|\#(?!\d))+[ ]*)?(?P<word>(?:{_WORDS}|{_WORDS.upper()})\b(?:\([sS]\))?+\.?[ ]*(?:\#|[Nn][Oo]\.?)?[ ]*|"
+    rf"[TRAZN][OoEeDdu]\.?[ ]+(?={_IDS}[ ]?:)|{_CASE}[ ]*)?"
+    rf"(?P<open>[(\[<{{]|\#)?(?P<ids>{_IDS}|(?<=[ ])(?:{'|'.join(_NUMBER_WORDS)})(?![A-Z]))"
+    r"(?P<close>\.[)-]|[)\]>}][.:]?|[.:](?!\d)|[ ]*[=>]|/(?=[ ])|[ ]*-(?=[ \n])|[ ]*,|(?P<wide>[ ]{2,}|[ ]+)|(?=\n|$))\**"
 )
 _TITLE = r"(?:[^\n:]|(?<=\d):(?=\d\d))"  # a colon within a title is a clock's
 _TRAILING = re.compile(
     rf"[ ]*(?P<title>{_TITLE}{{3,140}}?)[ ]*[(\[](?:(?P<word>PART |SPECIMEN |Part |Specimen |part |specimen )|{_CASE})?"
     rf"(?P<ids>{_IDS})[)\]][ ]*(?P<close>:|-(?=[ ])|,(?={_TITLE}{{0,80}}:)|(?=\n|$))"
 )
-_INLINE = re.compile(r"[ ](?<=[.;:)\w][ ])[ ]*(?P<open>\(?)(?P<ids>[A-Z]|\d{1,2})(?P<close>[.):])[ ]+(?=[A-Z(])")
-_IN_BRACKETS = re.compile(r"[(\[]([A-Z])[)\]]")
-_BARE_TITLE = re.compile(
-    rf"(?:^[ ]*(?:[-*#>]+[ ]*)?|(?<=[.;])[ ]+)(?P<title>[A-Z]{_TITLE}{{6,140}}?)(?::(?!\d)|[ ]-{{1,2}}[ ]|(?=\n))",
-    re.MULTILINE,
+_INLINE = re.compile(
+    r"[ ](?<=[.;:)/\w][ ])[ ]*(?P<open>\(?)(?P<ids>[A-Z]|\d{1,2})(?P<close>[.):])[ ]+(?:(?=[A-Z(])|(?<=: )(?=[a-z]))"
 )
+# "Specimen 1 (left breast) shows ..., whereas specimen 2 (right breast) shows ...": specimens as the subjects of one sentence.
+_SUBJECT = re.compile(
+    r"[,;.][ ]+(?:(?:and|whereas|while|whilst|but)[ ]+)?(?:[Tt]he[ ]+)?(?:[Ss]pecimen|[Pp]art)[ ]+#?(?P<ids>[A-Z]|\d{1,2})[ ]+"
+    r"(?=\((?P<title>[^)\n]{4,80})\)[ ]+(?:shows?|contains?|demonstrates?|reveals?|is|consists?|comprises?)\b)"
+)
+_IN_BRACKETS = re.compile(r"[(\[]([A-Z])[)\]]")
+# A mark before a title may be one that no header style knows: "Z. ", "<A> ", "8) ".
+_MARK = r"[ ]*(?:[^A-Za-z\n]{0,3}(?:(?![LR]B?\b)[A-Z]{1,2}|\d{1,2})?[^A-Za-z\n]{1,4})?"
+_BARE = (
+    rf"(?:[Tt]he[ ]+)?(?P<title>[A-Za-z]{_TITLE}{{0,140}}?)"
+    r"(?::(?!\d)|[ ]-{1,2}[ ]|(?=\n)|[ ](?=(?:shows?|contains?|demonstrates?|reveals?|SHOWS?|CONTAINS?)\b))"
+)
+_FIRST_TITLE = re.compile(_MARK + _BARE)
+_BARE_TITLE = re.compile(rf"(?:^{_MARK}|(?<=[.;])[ ]+|[ ](?:and|whereas|while|but)[ ]+){_BARE}", re.MULTILINE)
 _SIDE = re.compile(r"\b(?:left|right|lt|rt|l|r|bilateral)\b")
+_ONLY_SIDE = re.compile(r"(?:the )?(?:left|right|lt|rt|[lr]b?)(?: side)?")
 _NO_TITLE = re.compile(
     r"\b(?:is|are|was|were|has|have|shows?|see|identified|present|received|labell?ed|laterality|from|of tumou?r)\b"
 )
@@ -54,8 +69,7 @@ _ROMAN_VALUES = {"I": 1, "V": 5, "X": 10}
 _TITLE_CHARACTERS = 160
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):  # a named tuple for speed
     """A part header: the identifiers it names, where it begins and where the part's text begins."""
 
     ids: tuple[str, ...]
@@ -83,7 +97,7 @@ def find_parts(
     if before is not None and any(c.kind == before.kind and c.titled for c in candidates):
         kind, last = before.kind, roman_ordinal(before.ids[-1]) if before.kind == "roman" else ordinal(before.ids[-1])
     if kind is None:
-        return []
+        return _row_of_letters(candidates, text, start, end)
     candidates = _as_romans(candidates) if kind == "roman" else candidates
     return _accept([c for c in candidates if c.kind == kind], text, end, engine, known, last)
 
@@ -133,17 +147,32 @@ def has_title_words(text: str, start: int, end: int, engine: Compiled) -> bool:
 def find_titles(text: str, seen: str, start: int, end: int, engine: Compiled) -> list[tuple[int, int]]:
     """Specimen titles without an identifier at the head of a line or sentence: where each begins and where its text begins.
 
-    A title names a site, a side and a procedure (or a clock position) before a colon or a dash.
+    A title names a site, a side and a procedure (or a clock position) before a colon, a dash or "shows"; where the titles are of
+    different sides, the site and the side are enough.
     """
-    titles = []
-    for found in _BARE_TITLE.finditer(text, start, end):
+    titles: list[tuple[int, int]] = []
+    short: list[tuple[int, int]] = []
+    begin = start + len(text[start:end]) - len(text[start:end].lstrip())
+    found = _FIRST_TITLE.match(text, begin, end)
+    while (found := found or _BARE_TITLE.search(text, begin, end)) is not None:
         first, last = found.span("title")
+        begin, end_of_title, found = max(found.end(), begin + 1), found.end(), None
         site = engine.sites.pattern.search(seen, first, last)
+        if site is None and _ONLY_SIDE.fullmatch(seen, first, last):
+            short.append((first, end_of_title))
+            continue
         if site is None or not _SIDE.search(seen, first, last) or _NO_TITLE.search(seen, first, last):
             continue
-        if engine.procedures.pattern.search(seen, first, last) or _CLOCK.search(seen, first, last):
-            titles.append((first, found.end()))
+        whole = engine.procedures.pattern.search(seen, first, last) or _CLOCK.search(seen, first, last)
+        (titles if whole else short).append((first, end_of_title))
+    if short and len({_first_side(seen, title) for title in (*titles, *short)}) > 1:
+        return sorted((*titles, *short))
     return titles
+
+
+def _first_side(seen: str, title: tuple[int, int]) -> str:
+    found = _SIDE.search(seen, *title)
+    return found.group()[0] if found else seen[title[0]]  # "rb:"
 
 
 def _nth(number: int, like: str) -> str:
@@ -174,6 +203,9 @@ def _candidates(text: str, start: int, end: int, engine: Compiled) -> Iterable[H
                     header = Header(ids, "trailing", position, position, indent, titled=True)
         if header is not None:
             yield header
+            if header.body > line_end:  # its letters went over two lines
+                line_end = text.find("\n", header.body, end)
+                line_end = end if line_end < 0 else line_end
         position = line_end + 1
 
 
@@ -196,11 +228,17 @@ def _leading(found: re.Match[str], text: str, line_end: int, end: int, engine: C
             below = end if below < 0 else below
             if not has_title_words(text, body, below, engine) or _LEADING.match(text, body + 1, below):
                 return None  # a letter alone on its line stands above its title
+        elif found.group("open") == "#":
+            if not titled:
+                return None
         elif not worded:
+            comma = close.strip() == ","  # "A, BREAST, LEFT": a full stop misread
             capital = r"[A-Z][A-Za-z'/-]+\b" if close and len(close) > 1 else r"[A-Z][A-Z'/-]+\b"
-            first = re.match(capital, text[body:line_end])
+            first = re.match(capital, text[body:line_end].lstrip() if comma else text[body:line_end])
             wide_number = ids_text.isdigit() and close and len(close) > 1
-            if not (first and (re.fullmatch(r"[A-Z]", ids_text) or wide_number) and close and "," not in close):
+            if not (first and (re.fullmatch(r"[A-Z]", ids_text) or wide_number) and close):
+                return None
+            if comma and (not first.group().isupper() or len(first.group()) < 4):
                 return None
             if close == " " and ids_text in "LR":
                 return None  # "L BREAST" is a side
@@ -232,7 +270,7 @@ def _leading(found: re.Match[str], text: str, line_end: int, end: int, engine: C
     if kind == "number" and not 0 < int(ids[0]) <= 60:
         return None
     indent = len(found.group()) - len(found.group().lstrip())
-    return Header(ids, kind, found.start(), body, indent, worded, titled, found.group("open") in ("(", "["))
+    return Header(ids, kind, found.start(), body, indent, worded, titled, found.group("open") in ("(", "[", "<", "{"))
 
 
 def _title_end(text: str, body: int, end: int) -> int:
@@ -282,7 +320,7 @@ def _runs_on(headers: Sequence[Header]) -> bool:
 
 def _as_romans(candidates: Sequence[Header]) -> list[Header]:
     return [
-        replace(c, kind="roman") if c.kind == "letter" and len(c.ids) == 1 and roman_ordinal(c.ids[0]) else c
+        c._replace(kind="roman") if c.kind == "letter" and len(c.ids) == 1 and roman_ordinal(c.ids[0]) else c
         for c in candidates
     ]
 
@@ -308,7 +346,33 @@ def _accept(
         accepted.append(header)
         seen.update(header.ids)
         last = max(value, ordinal(header.ids[-1]) if header.kind != "roman" else value)
-    return _with_inline(accepted, text, end, engine, known)
+    return _with_subjects(_with_inline(accepted, text, end, engine, known), text, end, engine)
+
+
+def _row_of_letters(candidates: Sequence[Header], text: str, start: int, end: int) -> list[Header]:
+    """Parts without titles in one line that begins the section: "A: Fibroadenoma. B: Invasive carcinoma."."""
+    if not candidates or candidates[0].ids != ("A",) or candidates[0].kind != "letter":
+        return []
+    if text[start : candidates[0].start].strip():
+        return []
+    row = [candidates[0]]
+    for found in _INLINE.finditer(text, row[0].body, end):
+        if found.group("ids") == chr(65 + len(row)) and bool(found.group("open")) == row[0].bracketed:
+            row.append(row[0]._replace(ids=(found.group("ids"),), start=found.start(), body=found.end()))
+    return row if len(row) > 1 else []
+
+
+def _with_subjects(accepted: list[Header], text: str, end: int, engine: Compiled) -> list[Header]:
+    """Further parts that are subjects of the last header's sentence."""
+    if not accepted or not accepted[-1].worded:
+        return accepted
+    result = list(accepted)
+    for found in _SUBJECT.finditer(text, accepted[-1].body, end):
+        part, last = found.group("ids"), result[-1]
+        follows = part.isdigit() == last.ids[0].isdigit() and ordinal(part) == ordinal(last.ids[-1]) + 1
+        if follows and has_title_words(found.group("title"), 0, len(found.group("title")), engine):
+            result.append(last._replace(ids=(part,), start=found.start(), body=found.end(), titled=True))
+    return result
 
 
 def _with_inline(accepted: list[Header], text: str, end: int, engine: Compiled, known: Sequence[str]) -> list[Header]:

@@ -5,10 +5,12 @@ wordings nobody listed still get the right role; every other heading is a listed
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, cast
 
+from ingest.report.layout import closed_up
 from ingest.rulefile import Compiled
 
 Role = Literal[
@@ -30,13 +32,19 @@ _PART_REFERENCE = re.compile(
     rf"({_PART}(?:[ ,&-]+(?:and )?{_PART})*)$",
     re.IGNORECASE,
 )
+MAX_ANSWER_CHARACTERS = 40  # of "Histology: malignant" in a synoptic; longer text behind the word is a description
 _NUMBERED = re.compile(r"^(?:[ivx]+|\d{1,2})[.)] +")
 _CONTINUED = re.compile(r"\bcont(?:inued|'d|\.)?\b", re.IGNORECASE)
 # These two scan whole reports: a pattern that begins with a set of characters is 5 times faster than one with a look-behind.
-_INLINE = re.compile(r"[.!?)\]][ ]+((?:COMMENT|NOTE|Comment|Note|ADDENDUM|Addendum)[sS]?)[ ]*:")
+_INLINE = re.compile(r"[.!?)\]][ ]+((?:COMMENT|CMT|NOTE|Comment|Note|ADDENDUM|Addendum)[sS]?)[ ]*:")
 _INLINE_ANY = re.compile(
     r"[.!?](?<=[\w)\]]{2}.)[ ]+([A-Z][A-Za-z/ -]{2,40}+)(?::|(?<=iagnosis)(?=\n|$)|(?<=IAGNOSIS)(?=\n|$))"
 )
+# "CONCLUSION Fibrocystic change": a heading in capitals, its text in small letters; "DX - A: left breast ...".
+_NO_COLON = re.compile(
+    r"^[ ]*(?:((?:[A-Z/&]{2,}[ ])+)(?=[A-Z]?[a-z])|([A-Za-z][A-Za-z/ ]{1,38}?)[ ]-{1,2}[ ])", re.MULTILINE
+)
+_STANDING = frozenset({"final", "amended", "addendum_diagnosis"})
 _INLINE_ROLES = frozenset(
     {"final", "amended", "addendum_diagnosis", "previous", "frozen", "gross", "microscopic", "history"}
 )
@@ -53,7 +61,9 @@ _SUPERSEDED = re.compile(
 )
 _AMENDED = re.compile(r"\b(?:amended|corrected|revised)\b")
 _ABOUT_PART = re.compile(
-    rf"[(\[](?:applies to |for |specimen |part |parts |specimens )?({_PART}(?:[ ,&-]+(?:and )?{_PART})*)[)\]]", re.I
+    r"(?!(?<=[A-Za-z])\([sS]\))[(\[](?:applies to |for |specimen |part |parts |specimens )?"  # not "SPECIMEN(S)"
+    rf"({_PART}(?:[ ,&-]+(?:and )?{_PART})*)[)\]]",
+    re.I,
 )
 
 
@@ -78,9 +88,13 @@ def find_headings(text: str, engine: Compiled) -> list[Heading]:
         if len(line) > 1 and (len(line) <= MAX_HEADING_CHARACTERS or ":" in line or line[0] == " "):
             stripped = line.lstrip()
             heading = _heading(line, start, len(line) - len(stripped), engine) if len(stripped) > 1 else None
-            if heading is not None and not (headings and headings[-1].role == "synoptic" and _is_key(heading)):
+            if heading is not None and not (
+                headings and headings[-1].role == "synoptic" and _is_key(heading, start + len(line))
+            ):
                 headings.append(heading)
         start += len(line) + 1
+    if not any(heading.role in _STANDING for heading in headings):
+        headings += _without_colon(text, headings, engine)
     headings += [
         Heading("addendum" if found.group(1)[0] in "aA" else "comment", found.start(1), found.end(), 99, inline=True)
         for found in _INLINE.finditer(text)
@@ -97,6 +111,19 @@ def find_headings(text: str, engine: Compiled) -> list[Heading]:
         headings += [h for h in inline if not any(start <= h.start < body for start, body in spans)]
     headings.sort(key=lambda heading: heading.start)
     return headings
+
+
+def _without_colon(text: str, headings: Sequence[Heading], engine: Compiled) -> list[Heading]:
+    """Headings that end in a dash, or in the small letters of their text; [] unless one of them is a diagnosis."""
+    taken = {heading.start for heading in headings}
+    found = [
+        Heading(role, match.start(), match.end(), len(match.group()) - len(match.group().lstrip()), parts, inline=True)
+        for match in _NO_COLON.finditer(text)
+        if match.start() not in taken
+        for role, parts in [_role_of((match.group(1) or match.group(2)).strip(), engine)]
+        if role in _INLINE_ROLES
+    ]
+    return found if any(heading.role in _STANDING for heading in found) else []
 
 
 def section_role(name: str, engine: Compiled) -> Role | None:
@@ -120,7 +147,7 @@ def _heading(line: str, start: int, indent: int, engine: Compiled) -> Heading | 
         return None
     if role == "synoptic" and colon < 0 and line.rstrip().endswith("."):
         return None
-    body = start + (len(line) if colon < 0 else colon + 1)
+    body = start + (colon + 1 if colon >= 0 else 0 if role == "codes" else len(line))  # "SNOMED T04020 M85003"
     if _CONTINUED.search(candidate) and role in DIAGNOSIS_ROLES:
         return None
     return Heading(role, start, body, indent, parts, bool(line[body - start :].strip()))
@@ -131,8 +158,10 @@ def _speaks_for_itself(name: str, role: Role | None) -> bool:
     return role != "history" or name.split()[0].lower() in ("clinical", "history")
 
 
-def _is_key(heading: Heading) -> bool:
+def _is_key(heading: Heading, line_end: int) -> bool:
     # "Procedure: Total mastectomy" and "Specimen: A" are answers of a synoptic, not new sections.
+    if heading.role == "microscopic":
+        return heading.inline and line_end - heading.body < MAX_ANSWER_CHARACTERS
     return heading.role in ("history", "specimens", "ancillary", "disclaimer", "preamble") and heading.inline
 
 
@@ -141,6 +170,8 @@ def _role_of(candidate: str, engine: Compiled) -> tuple[Role | None, str]:
     plain = _DECORATION.sub("", _BRACKETS.sub(" ", candidate))
     if not plain or len(plain) > MAX_HEADING_CHARACTERS:
         return None, ""
+    if plain[1:2] == " " and plain[3:4] == " ":
+        plain = closed_up(plain)
     key = " ".join(plain.lower().replace("-", " ").replace(",", " ").replace("*", " ").split())
     key = _DATES.sub("", key).strip(" .:")
     role = _role(key, engine)
@@ -148,10 +179,10 @@ def _role_of(candidate: str, engine: Compiled) -> tuple[Role | None, str]:
         role = "synoptic"
     if role in ("final", "amended"):
         role = _by_remark(role, " ".join(_BRACKETS.findall(candidate)).lower())
+    named = _PART_REFERENCE.match(key) if role is None or role == "synoptic" else None
     if role is not None:
         about = _ABOUT_PART.search(candidate)
-        return role, about.group(1).upper() if about else ""
-    named = _PART_REFERENCE.match(key)
+        return role, about.group(1).upper() if about else named.group(2).upper() if named else ""
     if named and named.group(1):
         role = _role(named.group(1).strip(" ,"), engine)
         if role is not None:

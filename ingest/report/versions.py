@@ -8,11 +8,13 @@ previous text never becomes evidence.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ingest.case import ReportVersion
 from ingest.report.normalise import NormalText, Spelling, UnreadableReport, normalise, view
 from ingest.report.parts import Header, expand_ids, find_parts, find_titles
 from ingest.report.sections import DIAGNOSIS_ROLES, Role, find_headings, section_role
+from ingest.report.uncounted import described_headers, hides_title, intake_headers, names_two_sides, other_subjects
 from ingest.rulefile import Compiled
 
 _PART_ROLES = DIAGNOSIS_ROLES | {"preamble", "comment", "addendum", "synoptic", "ancillary", "specimens"}
@@ -23,12 +25,17 @@ _SYNOPTIC_PART = re.compile(
     rf"({_PART}(?:(?:, ?| ?& ?| and |-){_PART})*)[ ]*$",
     re.IGNORECASE | re.MULTILINE,
 )
+_EVIDENCE_ROLES = frozenset({"final", "amended", "addendum_diagnosis", "preamble"})
+_ANSWERED_TITLE = re.compile(r"[^\n:]{3,100}:[ ]*\S")
+_STAGE_LINE = re.compile(
+    r"^(?P<indent>[ ]*)(?:(?:AJCC|[a-z]+)[ ])?(?:p|yp)?(?:TNM|stag(?:e|ing))\b[^\n:]{0,30}:",
+    re.IGNORECASE | re.MULTILINE,
+)
 _MIN_FOREIGN_WORDS = 2
 _SIDE = re.compile(r"\b(?:left|right|lt|rt|l|r)\b")
 
 
-@dataclass(frozen=True, slots=True)
-class Passage:
+class Passage(NamedTuple):  # a named tuple for speed
     """Characters start:end of one normalised version; `parts` empty means the whole case or an unlettered part."""
 
     version: int
@@ -38,6 +45,7 @@ class Passage:
     end: int
     nested: bool = False  # a comment or synoptic that stands under its part
     duplicate: bool = False  # the identifier had been used in the same section
+    unsplit: tuple[str, ...] = ()  # parts that share the text of this passage in a way nobody can tell apart
     body: int = -1  # where the specimen title ends; `start` when there is none, -1 where titles do not matter
 
 
@@ -53,8 +61,7 @@ class CaseText:
     has_headings: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Segment:
+class _Segment(NamedTuple):
     role: Role
     start: int
     end: int
@@ -90,10 +97,13 @@ def read_case(reports: Sequence[ReportVersion], engine: Compiled, known: Sequenc
             continue
         texts[index], views[index] = normal.text, view(normal.text)
         flags.update(normal.flags)
-        segments = _segments(normal.text, report, engine)
+        segments = _after_history(normal.text, _segments(normal.text, report, engine), engine)
         has_headings = has_headings or len(segments) > 1 or segments[0].role != "preamble"
         specimens = _specimens(normal.text, segments, engine)
-        passages += _passages(normal.text, views[index], index, segments, report, engine, known, specimens)
+        found = _passages(normal.text, views[index], index, segments, report, engine, known, specimens)
+        if report.part is None:
+            found = _with_uncounted(found, normal.text, views[index], engine, known, specimens)
+        passages += found
     if "text_truncated" in flags:
         quarantine.add("text_truncated")
     if not reports:
@@ -162,7 +172,27 @@ def _segments(text: str, report: ReportVersion, engine: Compiled) -> list[_Segme
         )
     if preliminary:
         report = replace(report, kind="preliminary")
-    return [replace(segment, role=_by_version(segment.role, report)) for segment in segments]
+    return [segment._replace(role=_by_version(segment.role, report)) for segment in segments]
+
+
+def _after_history(text: str, segments: list[_Segment], engine: Compiled) -> list[_Segment]:
+    """The segments; parts with an answer each that end a report whose only heading is the history's are no history.
+
+    "Clinical: lump / 1 - Left breast core: fibroadenoma / 2 - ..." goes on with its diagnosis on the next line.
+    """
+    last = segments[-1]
+    line_end = text.find("\n", last.start, last.end)
+    if last.role != "history" or any(s.role not in ("history", "preamble", "specimens") for s in segments):
+        return segments
+    if line_end < 0 or not text[last.start : line_end].strip():
+        return segments
+    headers = find_parts(text, line_end + 1, last.end, engine)
+    ends = [*(header.start for header in headers[1:]), last.end]
+    answered = all(_ANSWERED_TITLE.match(text, h.body, end) for h, end in zip(headers, ends, strict=True))
+    if len(headers) < 2 or headers[0].ids not in (("1",), ("A",), ("I",)) or not answered:
+        return segments
+    begin = headers[0].start
+    return [*segments[:-1], last._replace(end=begin), _Segment("preamble", begin, last.end, 0, ())]
 
 
 def _by_version(role: Role, report: ReportVersion) -> Role:
@@ -268,12 +298,67 @@ def _passages(
             if parent and nested and fresh and (role in _NESTABLE or header.indent <= header_indent):
                 role, is_diagnosis = parent, True
             duplicate = is_diagnosis and any(part in (seen if role == parent else section_seen) for part in header.ids)
-            passages.append(Passage(version, role, header.ids, header.body, end, True, duplicate))
+            stage = _stage_of_case(text, seen_text, header, end) if following is None and len(headers) > 1 else end
+            passages.append(Passage(version, role, header.ids, header.body, stage, True, duplicate))
+            if stage < end:
+                passages.append(Passage(version, "ancillary", (), stage, end))
             section_seen.update(header.ids)
             if is_diagnosis:
                 parts, header_indent, last_header = header.ids, header.indent, header
                 seen.update(header.ids)
     return passages
+
+
+def _with_uncounted(
+    passages: list[Passage],
+    text: str,
+    seen: str,
+    engine: Compiled,
+    known: Sequence[str],
+    specimens: Mapping[str, str],
+) -> list[Passage]:
+    """The passages with the specimens that have no text of their own: those of the gross text, and those in another's text."""
+    evidence = [p for p in passages if p.role in _EVIDENCE_ROLES]
+    lettered = {part for p in evidence for part in p.parts}
+    doubtful = {p for p in evidence if len(p.parts) == 1 and names_two_sides(seen, p.start, p.end)}
+    within = (evidence[0].start, evidence[-1].end) if evidence else (0, 0)
+    names_specimen = seen.find("specimen", *within) >= 0 or seen.find("part ", *within) >= 0
+    if len(lettered) > 1 and not names_specimen and not doubtful:
+        return passages
+    result: list[Passage] = []
+    received: list[str] = []
+    for passage in passages:
+        start, end = passage.start, passage.end
+        if passage.role in _EVIDENCE_ROLES:
+            if names_specimen:
+                others = other_subjects(text, start, end, lettered)
+                if len(passage.parts) + len(others) > max(1, len(passage.parts)):
+                    passage = passage._replace(unsplit=(*passage.parts, *others), parts=())
+            if passage in doubtful and hides_title(text, seen, start, end, engine):
+                passage = passage._replace(unsplit=passage.parts, parts=())
+        elif passage.role in ("gross", "microscopic") and len(lettered) < 2 and not known:
+            if passage.role == "gross":
+                headers = intake_headers(text, start, end, engine)
+                received += [header.ids[0] for header in headers if header.ids[0] not in received]
+            else:
+                headers = described_headers(text, start, end, engine, received or tuple(specimens))
+            if headers:
+                ends = [*(header.start for header in headers[1:]), end]
+                result += [
+                    passage._replace(parts=header.ids, start=header.body, end=stop)
+                    for header, stop in zip(headers, ends, strict=True)
+                ]
+                continue
+        result.append(passage)
+    return result
+
+
+def _stage_of_case(text: str, seen: str, header: Header, end: int) -> int:
+    """Where a line with the stage of the whole case follows the last part, no deeper than the part; `end` without one."""
+    if seen.find("tnm", header.body, end) < 0 and seen.find("stag", header.body, end) < 0:
+        return end
+    found = _STAGE_LINE.search(text, header.body, end)
+    return found.start() if found and len(found.group("indent")) <= header.indent else end
 
 
 def _is_bare_title(passages: Sequence[Passage], segment: _Segment, text: str) -> bool:

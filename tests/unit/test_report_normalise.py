@@ -130,3 +130,36 @@ def test_lost_characters_make_a_report_unreadable() -> None:
     with pytest.raises(UnreadableReport) as caught:
         normalise("\ufffd" * 30 + "abc")
     assert caught.value.reason == "undecodable"
+
+
+@pytest.mark.parametrize(
+    ("table", "lines"),
+    [
+        ("A | Left breast | Cyst\nB | Right breast | Papilloma", "A. Left breast: Cyst\nB. Right breast: Papilloma"),
+        ("Part | Diagnosis | Site\nB | Cyst | Skin\nD | Scar | Node", "B. Skin: Cyst\nD. Node: Scar"),
+        ("Dx: 1 | Breast | Cyst\n2 | Node | Clear", "Dx:\n1. Breast: Cyst\n2. Node: Clear"),
+        ("1 | Breast | Cyst\n2 | Node | Clear | (0/1)", "1. Breast: Cyst\n2. Node: Clear. (0/1)"),
+        ("ID | 1 | 2\nSite | Breast | Node\nResult | Cyst | Clear", "1. Breast: Cyst\n2. Node: Clear"),
+    ],
+)
+def test_a_table_of_parts_becomes_a_line_for_each(table: str, lines: str) -> None:
+    assert normalise(table).text == lines
+
+
+@pytest.mark.parametrize(
+    "table",
+    ["ER | 90 %\nPR | 10 %", "T | 2\nN | 0\nM | X", "A | cyst", "Marker | Result\nER | positive\nPR | negative"],
+)
+def test_other_tables_stay(table: str) -> None:
+    assert normalise(table).text == table
+
+
+def test_a_tilde_is_a_new_line_in_hl7_text_and_about_elsewhere() -> None:
+    assert normalise("X:~A. Cyst, ~3 mm~2. Scar", "hl7_ft").text == "X:\nA. Cyst, ~3 mm\n2. Scar"
+    assert normalise("Cyst~scar").text == "Cyst~scar"
+
+
+def test_no_is_mended_beside_other_misread_words_and_never_in_a_stage(spelling: Spelling) -> None:
+    assert normalise("N0 CARCINOMA. CARCIN0MA.", spelling=spelling).text == "NO CARCINOMA. CARCINOMA."
+    assert normalise("N0 CARCINOMA.", spelling=spelling).text == "N0 CARCINOMA."
+    assert normalise("pT1 N0 BREAST CARCIN0MA.", spelling=spelling).text == "pT1 N0 BREAST CARCINOMA."

@@ -47,6 +47,14 @@ def parts(text: str, engine: Compiled, known: tuple[str, ...] = ()) -> list[str]
         ("1   RIGHT BREAST, LUMPECTOMY\n    X\n2   RIGHT BREAST, MARGIN\n    Y", ["1", "2"]),
         ("A\nLeft breast, core biopsy:\nX\n\nB\nRight breast, core biopsy:\nY", ["A", "B"]),
         ("Left breast, 2:00, core (A) - x\nLeft breast, 4:00, core (B) - y", ["A", "B"]),
+        ("<A> Left breast: x\n<B> Right breast: y", ["A", "B"]),
+        ("#1 Left breast: x\n#2 Right breast: y", ["1", "2"]),
+        ("A, BREAST, LEFT: X\nB, BREAST, RIGHT: Y", ["A", "B"]),
+        ("A, B AND\nC. BREAST, LEFT: X\nD. BREAST, RIGHT: Y", ["ABC", "D"]),
+        ("To 1: Left breast: x\nTo 2: Right breast: y", ["1", "2"]),
+        ("No. 1: Left breast: x\nNo. 2: Right breast: y", ["1", "2"]),
+        ("Specimen 1 (left breast) shows x, and specimen 2 (right breast) shows y.", ["1", "2"]),
+        ("A: Cyst. B: Scar.", ["A", "B"]),
         ("Left breast, 1:00 (A) and right breast, 2:00 (B), cores:\nX", ["AB"]),
     ],
 )
@@ -61,6 +69,8 @@ def test_every_header_style_is_read(text: str, found: list[str], engine: Compile
         "LEFT BREAST, LUMPECTOMY:\nA. INVASIVE CARCINOMA\nB. DCIS",
         "DR. SMITH WAS NOTIFIED.\nER: negative\nPR: negative",
         "2:00 position of the left breast",
+        "TO 3 CM FROM THE LEFT NIPPLE",
+        "CARCINOMA IN SITU. A: Cyst. B: Scar.",
         "L BREAST STEREO BX: DCIS",
         "TISSUE(S): LEFT BREAST CORE",
         "LEFT BREAST, SENTINEL NODES:\n TWO NODES NEGATIVE (0/2)",
@@ -114,6 +124,13 @@ def test_ranges_and_lists_are_expanded() -> None:
         ("PRELIMINARY REPORT", "banner_preliminary"),
         ("BREAST INVASIVE CARCINOMA TEMPLATE (applies to A)", "synoptic"),
         ("Clinical correlation:", "history"),
+        ("IMP:", "final"),
+        ("Assessment:", "final"),
+        ("M/E:", "microscopic"),
+        ("F I N A L  D I A G N O S I S:", "final"),
+        ("G R O S S D E S C R I P T I O N", "gross"),
+        ("DX - left breast, core: cyst", "final"),
+        ("CONCLUSION Fibrocystic change", "final"),
     ],
 )
 def test_headings_have_roles(line: str, role: str, engine: Compiled) -> None:
@@ -121,7 +138,14 @@ def test_headings_have_roles(line: str, role: str, engine: Compiled) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["Left breast, core biopsy:", "A. DIAGNOSIS OF CARCINOMA WAS MADE", "the diagnosis is benign"]
+    "line",
+    [
+        "CONCLUSION OF THE STUDY",
+        "Clinical assessments vary",
+        "Left breast, core biopsy:",
+        "A. DIAGNOSIS OF CARCINOMA WAS MADE",
+        "the diagnosis is benign",
+    ],
 )
 def test_other_lines_are_no_headings(line: str, engine: Compiled) -> None:
     assert find_headings(f"{line}\nx", engine) == []
