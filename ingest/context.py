@@ -283,6 +283,8 @@ def _backward(
                 break
             if gap.count(",") and what != "negation" and len(gap.split()) > 6:
                 break
+        elif tokens[index + 1].kind.kind in (IN_SITU, INVASIVE) and not gap.strip(" ,-:"):
+            pass  # "malignant - in situ: not present" denies one thing
         elif _JOINED.search(gap) or (by_or and "," in gap):
             by_or = by_or or bool(_LIST.search(gap))
         elif (

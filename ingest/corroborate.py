@@ -16,6 +16,7 @@ from ingest.report.versions import CaseText, Passage
 from ingest.rulefile import Compiled
 from ingest.verdict import Verdict, judge
 
+ASIDE_CHARACTERS = 40  # that may follow a finding which is a sentence of its own
 _MORPHOLOGY_SYSTEMS = frozenset({"icdo", "icdo2", "icdo3", "snomed", "snm", "snm3", "snt", "snomed2"})
 _B_CODE = re.compile(
     r"(?:[.:;,(-]|\b(?i:category|code|class)|^)[ ]*B([1-5])([abcABC])?"
@@ -185,7 +186,14 @@ def _statement_of(text: str, mention: Mention) -> tuple[int, int]:
 def _firm(seen: str, mention: Mention, words: re.Pattern[str] = _RESOLVES) -> bool:
     start = max(seen.rfind(".", 0, mention.start), 0)
     end = seen.find(".", mention.end)
-    return bool(words.search(seen, start, end if end >= 0 else len(seen)))
+    end = end if end >= 0 else len(seen)
+    return bool(words.search(seen, start, end)) or _is_alone(seen, mention, end)
+
+
+def _is_alone(seen: str, mention: Mention, end: int) -> bool:
+    """Whether a finding is all or nearly all that its sentence says: "Comment (A): Intraductal papilloma."."""
+    stops = (seen.rfind(mark, 0, mention.start) for mark in ".;:")
+    return not seen[max(stops) + 1 : mention.start].strip() and end - mention.end <= ASIDE_CHARACTERS
 
 
 def with_structured(
@@ -352,7 +360,7 @@ def _special_codes(
         for code in codes
         if _system(code) in ("bcode", "ccode") and (code.part == draft.part or (code.part is None and len(names) == 1))
     ]
-    if draft.title.site in ("breast", "unknown", "nipple"):
+    if draft.title.site in ("breast", "unknown", "nipple", "other"):
         for version, start, end in draft.body_spans:
             text = case.texts[version][start:end]
             if _HAS_B_CODE.search(text):

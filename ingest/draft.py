@@ -17,6 +17,7 @@ from ingest.rulefile import Compiled
 from ingest.specimen_title import Title, site_and_procedure, title_of
 from ingest.verdict import NOTHING, Verdict, for_site, judge
 
+DIAGNOSES = ("amended", "addendum_diagnosis", "final")
 TITLE_RANK = 60  # findings below this rank, alone in a title, are the diagnosis: "FIBROADENOMA, LEFT BREAST:"
 _SAME_WORDS = (
     "the|same|identical|similar|see|as|ditto|diagnos[ie]s|findings?|features|histology|appearances?|changes|to|in|for|with|of|those|that|"
@@ -57,7 +58,7 @@ def draft_part(name: str, names: Sequence[str], case: CaseText, engine: Compiled
     own = [p for p in case.passages if _speaks_of(p, name, names)]
     title = title_of(own, case, engine, description)
     flags: set[str] = {flag for flag in case.flags if flag in ("typo_repaired", "replacement_characters")}
-    diagnosis = [p for p in own if p.role in ("amended", "addendum_diagnosis", "final")]
+    diagnosis = [p for p in own if p.role in DIAGNOSES]
     spans = tuple((p.version, p.start, p.end) for p in diagnosis)
     best: Said | None = None
     for role, source in (("amended", "amended"), ("addendum_diagnosis", "addendum"), ("final", "final")):
@@ -69,9 +70,12 @@ def draft_part(name: str, names: Sequence[str], case: CaseText, engine: Compiled
             best = said if best is None or said.verdict.decided or not best.readings else best
     if best is None:
         preliminary = [p for p in own if p.role == "preliminary"]
-        finding = (
-            "preliminary" if preliminary else "missing" if name in _listed_or_known(case, names) else "no_final_section"
-        )
+        if any(name in p.unsplit for p in case.passages):
+            flags.add("ambiguous_part")
+            finding = "ambiguous_part"
+        else:
+            missing = "missing" if name in _listed_or_known(case, names) else "no_final_section"
+            finding = "preliminary" if preliminary else missing
         nothing = replace(NOTHING, finding=finding, rule=finding)
         return Draft(
             name, title, Said("none", nothing, -1, "preliminary" if preliminary else ""), frozenset(flags), spans
@@ -245,6 +249,25 @@ def follow_references(drafts: dict[str, Draft]) -> dict[str, Draft]:
         if target is not draft and not target.refers and target.said.verdict.decided:
             result[name] = replace(draft, said=replace(target.said, source="reference"))
     return result
+
+
+def with_unplaced(drafts: dict[str, Draft], case: CaseText, engine: Compiled) -> dict[str, Draft]:
+    """No part stays benign beside a carcinoma that the diagnosis names for no part and that no part got."""
+    stretches = [p for p in case.passages if p.role in DIAGNOSES and not p.parts and not p.unsplit]
+    if len(drafts) < 2 or not stretches or any(d.said.verdict.label in ("cancer", "in_situ") for d in drafts.values()):
+        return drafts
+    for p in stretches:
+        reading = read(case.texts[p.version], case.views[p.version], p.start, p.end, engine)
+        if judge(reading.mentions, "", "").label in ("cancer", "in_situ"):
+            return {name: _in_doubt(draft) for name, draft in drafts.items()}
+    return drafts
+
+
+def _in_doubt(draft: Draft) -> Draft:
+    if draft.said.verdict.label != "benign":
+        return draft
+    doubt = replace(draft.said.verdict, label="indeterminate", finding="ambiguous_part", rule="ambiguous_part")
+    return replace(draft, said=replace(draft.said, verdict=doubt), flags=draft.flags | {"ambiguous_part"})
 
 
 def _block_labels(said: Said, title: Title) -> Iterable[BlockLabel]:

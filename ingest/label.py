@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ingest.case import CaseLabels, CodeValue, Conflict, Evidence, LisPart, PartLabel, ReportVersion, SynopticAnswer
 from ingest.corroborate import open_headline, with_structured
-from ingest.draft import Draft, Said, draft_part, follow_references
+from ingest.draft import Draft, Said, draft_part, follow_references, with_unplaced
 from ingest.mentions import Mention
 from ingest.part_names import evidence_passages, part_names, renamed, with_body
 from ingest.report.versions import CaseText, read_case
@@ -52,7 +52,7 @@ def label_case(
     case = replace(case, passages=tuple(with_body(passage, case, engine) for passage in passages))
     descriptions = {part.part: f"{part.part_type} {part.description}".strip() for part in parts or ()}
     drafts = {name: draft_part(name, names, case, engine, descriptions.get(name, "")) for name in names}
-    drafts = follow_references(drafts)
+    drafts = with_unplaced(follow_references(drafts), case, engine)
     conflicts: list[Conflict] = []
     for name in names:
         drafts[name] = open_headline(drafts[name], names, drafts, case, engine)

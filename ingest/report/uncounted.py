@@ -30,9 +30,7 @@ _INTAKE = re.compile(
 _STILL_TO_COME = re.compile(
     r"\b(?:dictated|pending|to follow|awaited|defer\w*|in progress|not yet|unavailable|cancell?ed|preliminary)\b"
 )
-_CATEGORY = re.compile(
-    r"\b[BC](?:[1-4]|5[ab]?)\b"
-)  # B5c leaves in situ or invasive open: its text cannot be the answer
+_CATEGORY = re.compile(r"\b(?:B(?:[1-4]|5[abc]?)|C[1-5])\b")
 _CATEGORY_LINE_CHARACTERS = 60  # of the start of a line that gives the category of the biopsy
 
 
