@@ -12,12 +12,13 @@ from ingest.case import CaseLabels, CodeValue, Conflict, Evidence, LisPart, Part
 from ingest.corroborate import open_headline, with_structured
 from ingest.draft import Draft, Said, draft_part, follow_references, with_unplaced
 from ingest.mentions import Mention
-from ingest.part_names import evidence_passages, part_names, renamed, with_body
+from ingest.part_names import DEFAULT_PART, evidence_passages, part_names, renamed, with_body
 from ingest.report.versions import CaseText, read_case
 from ingest.rulefile import Compiled, Rules, compiled
 from ingest.statement_tokens import NEGATIVE, NEGATIVE_MARGIN, POSITIVE, UNRECOGNISED
 from ingest.targets import target_values
 
+ENGINE_FAULT = "engine_fault"
 # Their words are the report's, not the lexicon's: never copied out.
 _WORDLESS = frozenset(finding.id for finding in (UNRECOGNISED, NEGATIVE, NEGATIVE_MARGIN, POSITIVE))
 _OTHER_CASE = re.compile(
@@ -41,8 +42,26 @@ def label_case(
             parts are those of the text.
     Returns:
         One `PartLabel` per part in LIS or report order, conflicts, and case-level quarantine reasons. Never raises for what
-        a report contains.
+        a report contains: a case at which this code fails is `engine_fault`, not assessable, and in the ledger.
     """
+    known = [part.part for part in parts or ()] or [DEFAULT_PART]
+    try:
+        return _label_case(reports, parts, rules, codes, synoptic)
+    except Exception:  # a defect of ours; a million cases must not stop at one, and the error's text may name a patient
+        nothing = [
+            PartLabel(part=part, label="not_assessable", finding=ENGINE_FAULT, rule_id=f"{rules.id}.{ENGINE_FAULT}")
+            for part in dict.fromkeys(known)
+        ]
+        return CaseLabels(parts=tuple(nothing), quarantine=(ENGINE_FAULT,))
+
+
+def _label_case(
+    reports: Sequence[ReportVersion],
+    parts: Sequence[LisPart] | None,
+    rules: Rules,
+    codes: Sequence[CodeValue],
+    synoptic: Sequence[SynopticAnswer],
+) -> CaseLabels:
     engine = compiled(rules)
     known = tuple(part.part for part in parts or ())
     case = read_case(reports, engine, known)

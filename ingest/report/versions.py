@@ -187,9 +187,10 @@ def _after_history(text: str, segments: list[_Segment], engine: Compiled) -> lis
     if line_end < 0 or not text[last.start : line_end].strip():
         return segments
     headers = find_parts(text, line_end + 1, last.end, engine)
+    if len(headers) < 2 or headers[0].ids not in (("1",), ("A",), ("I",)):
+        return segments
     ends = [*(header.start for header in headers[1:]), last.end]
-    answered = all(_ANSWERED_TITLE.match(text, h.body, end) for h, end in zip(headers, ends, strict=True))
-    if len(headers) < 2 or headers[0].ids not in (("1",), ("A",), ("I",)) or not answered:
+    if not all(_ANSWERED_TITLE.match(text, h.body, end) for h, end in zip(headers, ends, strict=True)):
         return segments
     begin = headers[0].start
     return [*segments[:-1], last._replace(end=begin), _Segment("preamble", begin, last.end, 0, ())]
