@@ -26,16 +26,20 @@ _B_CODE = re.compile(
 _HAS_B_CODE = re.compile(r"B[1-5]")
 _C_CODE = re.compile(r"(?:[.:;,(-]|\b(?i:category|code|class)|^)[ ]*C([1-5])[ab]?[ ).]*$", re.MULTILINE)
 _MORPHOLOGY = re.compile(r"\bM?-?([89]\d{3})[-/ ]?([012369])\b")
+_TEXT_CODES = re.compile(
+    r"(?:ICD-?O|SNOMED|Snomed|Morphology|MORPHOLOGY)[^\n;]{2,60}"
+)  # codes within the text of a part
 _RESOLVES = re.compile(
     r"\b(?:diagnostic of|diagnosis of|represents?|consistent with|supports?|supporting|confirm(?:s|ed|ing)?|establish(?:es|ed)?|"
     r"indicative of|compatible with|in keeping with|best classified|final diagnosis|is present|are present|identified|"
     r"warrants? (?:a|the) diagnosis|fulfil\w*|meets? (?:the )?criteria|is classified|amount to|constitute|demonstrates?|shows?|"
-    r"reveals?|contains?|(?:is|are) th(?:at|ose) of)\b"
+    r"reveals?|contains?|(?:is|are) th(?:at|ose) of|(?:we|i) interpret (?:this|these|it|the [a-z]+) as|(?:is|are) interpreted as)\b"
 )
 # What makes a benign name in a comment the answer to an open headline; "shows fibroadenoma" may speak of the background.
 _SETTLES = re.compile(
     r"\b(?:diagnostic of|diagnosis of|represents?|confirm(?:s|ed)|establish(?:es|ed)|best classified|is classified|"
-    r"consistent with|in keeping with|(?:is|are) th(?:at|ose) of)\b"
+    r"consistent with|in keeping with|(?:is|are) th(?:at|ose) of|"
+    r"(?:we|i) interpret (?:this|these|it|the [a-z]+) as|(?:is|are) interpreted as)\b"
 )
 _CHANGED = re.compile(
     r"\b(?:diagnosis|interpretation|report)\b(?![^.\n]{0,30}\b(?:not|never|un\w+)\b)[^.\n]{0,40}\b(?:changed|revised|amended|corrected|modified|withdrawn|reversed)\b"
@@ -104,6 +108,9 @@ def _with_prose(
             return replace(draft, said=new)
         if is_addendum and firm and worse.index(said.label) > worse.index(verdict.label):
             return replace(draft, said=new, flags=draft.flags | {"addendum_upgrade"})
+        refers = _refers_to_comment(draft) and any(_in_sentence(_SETTLES, seen, m) for m in said.mentions)
+        if verdict.label == "benign" and refers and not is_addendum:
+            return replace(draft, said=new)  # "sclerosing lesion, see comment": the comment is the diagnosis
         if verdict.label == "benign" and firm and passage.nested and not is_addendum and said.label == "cancer":
             doubt = replace(verdict, label="indeterminate", finding="comment_conflict", rule="comment_conflict")
             return replace(draft, said=replace(draft.said, verdict=doubt), flags=draft.flags | {"comment_conflict"})
@@ -125,8 +132,11 @@ def _with_prose(
 
 
 def _answer_expected(draft: Draft, verdict: Verdict) -> bool:
-    refers = any(m.finding.id == "see_other_text" for reading in draft.said.readings for m in reading.mentions)
-    return refers or verdict.finding == "deferred"
+    return _refers_to_comment(draft) or verdict.finding == "deferred"
+
+
+def _refers_to_comment(draft: Draft) -> bool:
+    return any(m.finding.id == "see_other_text" for reading in draft.said.readings for m in reading.mentions)
 
 
 def _prose_mentions(
@@ -150,8 +160,8 @@ def _prose_mentions(
     whole = _parts_named(text, passage.start, passage.end, names)
     current: set[str] = set()
     for mention in mentions:
-        named = _parts_named(text, *_statement_of(text, mention), names)
-        current = named or current
+        start, end = _statement_of(text, mention)
+        current = _parts_named(text, start, end, names) or _last_named(text, passage.start, start, names) or current
         if name in current:
             kept.append(mention)
     if whole:
@@ -170,6 +180,14 @@ def _parts_named(text: str, start: int, end: int, names: Sequence[str]) -> set[s
     return found & set(names)
 
 
+def _last_named(text: str, start: int, end: int, names: Sequence[str]) -> set[str]:
+    """The parts that the last statement before `end` to name any names: "(Part A) p63 is absent. The findings are ..."."""
+    last: set[str] = set()
+    for found in _PART_NAMED.finditer(text, start, max(start, end)):
+        last = {group.upper() for group in found.groups() if group} & set(names) or last
+    return last
+
+
 def _statement_of(text: str, mention: Mention) -> tuple[int, int]:
     start = (
         max(
@@ -184,16 +202,23 @@ def _statement_of(text: str, mention: Mention) -> tuple[int, int]:
 
 
 def _firm(seen: str, mention: Mention, words: re.Pattern[str] = _RESOLVES) -> bool:
+    return _in_sentence(words, seen, mention) or _is_alone(seen, mention)
+
+
+def _in_sentence(words: re.Pattern[str], seen: str, mention: Mention) -> bool:
     start = max(seen.rfind(".", 0, mention.start), 0)
-    end = seen.find(".", mention.end)
-    end = end if end >= 0 else len(seen)
-    return bool(words.search(seen, start, end)) or _is_alone(seen, mention, end)
+    return words.search(seen, start, _sentence_end(seen, mention)) is not None
 
 
-def _is_alone(seen: str, mention: Mention, end: int) -> bool:
+def _is_alone(seen: str, mention: Mention) -> bool:
     """Whether a finding is all or nearly all that its sentence says: "Comment (A): Intraductal papilloma."."""
-    stops = (seen.rfind(mark, 0, mention.start) for mark in ".;:")
-    return not seen[max(stops) + 1 : mention.start].strip() and end - mention.end <= ASIDE_CHARACTERS
+    start = max(seen.rfind(mark, 0, mention.start) for mark in ".;:") + 1
+    return not seen[start : mention.start].strip() and _sentence_end(seen, mention) - mention.end <= ASIDE_CHARACTERS
+
+
+def _sentence_end(seen: str, mention: Mention) -> int:
+    end = seen.find(".", mention.end)
+    return end if end >= 0 else len(seen)
 
 
 def with_structured(
@@ -329,7 +354,8 @@ def _with_codes(
             mine.findings,
             rule.atypia,
         )
-        if not settled or rule.wins or (mine.label == "not_assessable" and rule.label != "not_assessable"):
+        refines = mine.rule == "carcinoma_nos" and rule.label == "in_situ"  # "malignant cells", B5a
+        if not settled or rule.wins or refines or (mine.label == "not_assessable" and rule.label != "not_assessable"):
             draft = replace(draft, said=replace(draft.said, source="code", verdict=coded))
         elif not (rule.label == "not_assessable" and mine.label in ("benign", "indeterminate")):
             draft = _agree(draft, Said("code", coded, -1, "codes"), conflicts, settle=False)
@@ -340,6 +366,9 @@ def _with_codes(
         if _system(code) in _MORPHOLOGY_SYSTEMS
         for pair in _MORPHOLOGY.findall(code.code.upper())
     ]
+    for version, start, end in draft.body_spans:
+        for stretch in _TEXT_CODES.findall(case.texts[version], start, end):
+            found += _MORPHOLOGY.findall(stretch.upper())
     if len(names) == 1:
         for passage in case.passages:
             if passage.role == "codes":

@@ -23,12 +23,22 @@ _OTHER_CASE = re.compile(
     r"(?:the |a )?(?:[a-z]+ ){0,2}?(?P<side>left|right|contralateral|opposite|other) (?:breast|axilla\w*|side)\b.{0,60}"
     r"(?:(?P<apart>\breported separately|\bseparate(?:ly)? report)|\b[a-z]{1,4} ?\d{2} ?\d{2,8}\b(?!.*\breported separately))"
 )
+_FOR_SEE = re.compile(
+    r"(?:for|regarding|as to|concerning) [^.;:]{3,60}? (?:see|refer to) (?:also )?(?:the )?"
+    r"(?:part|specimen) #?(?P<id>[a-z]{1,2}|\d{1,2})\b"
+)
 # "Gross and mammographic features had suggested carcinoma": somebody else's impression.
 _IMPRESSION = re.compile(
     r"(?:the )?(?:gross(?:ly)?|clinical(?:ly)?|radiolog\w+|mammogra\w+|imaging|sonogra\w+|ultrasound|mri|surgeon\S*|"
     r"macroscopic(?:ally)?)\b"
     r"[^.;:]{0,60}?\b(?:suggest\w*|suspic\w*|suspect\w*|rais\w+|concern\w*|impression|favou?r\w*|thought|considered|resembl\w+|"
     r"look\w*|simulat\w*|mimic\w*)\b"
+)
+# "Excision is recommended, since carcinoma is found in a proportion of such cases": advice, not a finding.
+_ADVICE = re.compile(
+    r"(?:[a-z]+ ){0,5}?(?:excision|biops(?:y|ies)|sampling|follow up|surgery|correlation|removal|mri|imaging) "
+    r"(?:is|are|(?:may|should|would|could) be) (?:[a-z]+ )?(?:recommended|advised|suggested|warranted|indicated|considered|needed)"
+    r"[ ,]+(?:since|because|as|given|due to|in view of)\b"
 )
 _ALONE_IN_DOUBT = re.compile(
     r"(?:this |it |the diagnosis |which )?(?:can ?not|could not) be (?:further |reliably |definitively |clearly )?"
@@ -53,8 +63,12 @@ def said_elsewhere(view: str, position: int, end: int, parts: Sequence[str], sid
     return other is not None and side in ("left", "right") and other.group("side") != side
 
 
-def about_other_case(view: str, start: int, end: int, side: str) -> bool:
-    """Whether a statement begins with the other side as another case: "The right breast cores (S24-102) show ..."."""
+def about_other_case(view: str, start: int, end: int, parts: Sequence[str], side: str) -> bool:
+    """Whether a statement is about the other side as another case, "The right breast cores (S24-102) show ...", or points to
+    another part, "For the carcinoma see part A"."""
+    pointed = _FOR_SEE.match(view, start, end)
+    if pointed and parts and pointed.group("id").upper() not in parts:
+        return True
     other = _OTHER_CASE.match(view, start, end)
     if other is None:
         return False
@@ -62,8 +76,8 @@ def about_other_case(view: str, start: int, end: int, side: str) -> bool:
 
 
 def is_impression(view: str, start: int, end: int) -> bool:
-    """Whether a statement tells what the gross, clinical or imaging findings suggested."""
-    return _IMPRESSION.match(view, start, end) is not None
+    """Whether a statement tells what the gross, clinical or imaging findings suggested, or why more tissue is advised."""
+    return _IMPRESSION.match(view, start, end) is not None or _ADVICE.match(view, start, end) is not None
 
 
 def doubts_the_above(view: str, start: int, end: int) -> bool:

@@ -124,7 +124,7 @@ def read(
         names = _questioned(tokens, names, view, span_start, span_end)
         if _key_is_absent(view, span_start, span_end):
             names = ["negated" if name == "affirmed" else name for name in names]
-        statement_mentions = _mentions(tokens, names, view, span_start, span_end, number, engine, named)
+        statement_mentions = _mentions(tokens, names, view, span_start, span_end, number, engine, named, bool(zero))
         says_cancer = any(m.context == "affirmed" and m.finding.label == "cancer" for m in statement_mentions)
         if says_cancer and any(not covered(tokens, found) for found in _DENIAL.finditer(view, span_start, span_end)):
             statement_mentions = [
@@ -135,7 +135,7 @@ def read(
         if title:
             statement_mentions = [_as_title(mention, view, span_start) for mention in statement_mentions]
         if len(parts) <= 1:
-            if about_other_case(view, span_start, span_end, side):
+            if about_other_case(view, span_start, span_end, parts, side):
                 statement_mentions = [m._replace(context="historical") for m in statement_mentions]
             statement_mentions = [_elsewhere(m, view, span_end, parts, side) for m in statement_mentions]
         if mentions and not statement_mentions and doubts_the_above(view, span_start, span_end):
@@ -203,6 +203,7 @@ def _mentions(
     number: int,
     engine: Compiled,
     named: str,
+    has_zero: bool,
 ) -> list[Mention]:
     affirmed = [token for token, name in zip(tokens, names, strict=True) if name == "affirmed"]
     in_situ = [token for token in affirmed if token.kind.kind == IN_SITU]
@@ -211,7 +212,7 @@ def _mentions(
     if "negated" in names:
         if any(token.kind.kind == "negated_history_forward" for token in tokens):
             scope = "history"
-        elif _REST.search(view, start, end) or names_block(view, start, end):
+        elif _REST.search(view, start, end) or (names_block(view, start, end) and not has_zero):
             scope = "rest"
         elif (place := _SCOPED.search(view, start, end)) and not _WHOLE.search(view, start, end):
             scope = "" if place.group() in named else "place"

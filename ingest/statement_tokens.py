@@ -40,8 +40,9 @@ _FOREIGN_KEY = re.compile(
 _NODE_KEY = re.compile(r"^(?:[a-z ]+ )?(?:lymph nodes?|nodes?|pn)(?: [a-z ]+)?$")
 _KEY = re.compile(r"[ ]*([a-z][a-z0-9 /()'-]{0,58}?)[ ]*:[ ]*")
 _STANDALONE = re.compile(
-    r"^(?:(?:all )?(?:negative|clear|uninvolved|no tumou?r(?: seen| present| identified)?|free of tumou?r|no abnormality|nad)"
-    r"(?: for (?:carcinoma|tumou?r|malignancy))?(?: x ?\d+)?)(?:[ ,]*\(? ?0 ?/ ?\d+ ?\)?|[ ,]*\((?:no|see) [a-z ]*\))?[ .]*$"
+    r"^(?:(?:all )?(?:neg(?:ative)?|clear|uninvolved|no tumou?r(?: seen| present| identified)?|free of tumou?r|no abnormality|nad)"
+    r"(?: for (?:carcinoma|tumou?r|malignancy|ca|mets?|metasta(?:sis|ses|tic \w+)))?(?: x ?\d+)?)"
+    r"(?:[ ,]*\(? ?(?:0 ?/ ?\d+|(?:zero|none|0) (?:of|out of) \w+)(?: (?:lymph )?nodes?)? ?\)?|[ ,]*\((?:no|see) [a-z ]*\))?[ .]*$"
 )
 _MARGIN_STANDALONE = re.compile(
     r"^(?:(?:the|this|new|all|final|inked|surgical) )*(?:margins?|edges?)(?: is| are)?[ :]*(?:negative|clear|free|uninvolved)[ .]*$"

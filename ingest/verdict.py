@@ -136,12 +136,8 @@ def for_site(mentions: Sequence[Mention], site: str) -> Sequence[Mention]:
 
 
 def _can_exclude(mention: Mention, procedure: str) -> bool:
-    # "No DCIS", "no angiosarcoma" answer for a margin or a re-excision; elsewhere they leave the lesion open.
-    sought = procedure in ("margin", "re_excision") and mention.finding.label not in (
-        "benign",
-        "not_assessable",
-        "flag",
-    )
+    # "No DCIS", "phyllodes not seen" answer for a margin or a re-excision; elsewhere they leave the lesion open.
+    sought = procedure in ("margin", "re_excision") and mention.finding.label not in ("not_assessable", "flag")
     return mention.finding.excludes or sought
 
 

@@ -16,7 +16,9 @@ from ingest.report.layout import checked_answers, columns_as_answers, rows_as_pa
 from ingest.rulefile import LONG_WORD
 
 # A text of exactly this length was cut by a column type: VARCHAR(255), Oracle VARCHAR2, SQL Server varchar, an Excel cell, TEXT.
-CUT_LENGTHS = frozenset({255, 256, 2000, 4000, 8000, 32_767, 65_535})
+CUT_LENGTHS = frozenset({255, 4000, 8000, 32_767})
+# Rarer column types; a whole sentence may end there by chance, a cut word does not.
+MAYBE_CUT_LENGTHS = frozenset({256, 2000, 65_535})
 
 _PUNCTUATION = str.maketrans(
     {
@@ -133,7 +135,7 @@ def normalise(text: str, text_format: TextFormat = "text", spelling: Spelling = 
         UnreadableReport: RTF that cannot be read, or a text with replacement characters for a fifth of its letters.
     """
     flags: set[str] = set()
-    if len(text) in CUT_LENGTHS:
+    if len(text) in CUT_LENGTHS or (len(text) in MAYBE_CUT_LENGTHS and text.rstrip()[-1:] not in ".!?)"):
         flags.add("text_truncated")
     if text_format == "rtf" or text.lstrip()[:6].lower() == "{\\rtf1":
         text = _TABLE_ROW.sub(r"\1: \2", _from_rtf(text))
