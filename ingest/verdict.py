@@ -64,7 +64,7 @@ def judge(mentions: Sequence[Mention], site: str, procedure: str) -> Verdict:
         context = "" if mention.context == "affirmed" else f".{mention.context}"
         return Verdict(label, finding, mention.finding.id + context, True, findings, atypia, (mention, *more), flags)
 
-    if procedure == "margin" and len(affirmed) > 1:
+    if procedure == "margin" and any(m.finding.id not in PRIMARY_STAGES for m in mentions):
         for label in ("cancer", "in_situ"):  # of a line about the whole case, below the last of its margins
             by_label[label] = [m for m in by_label.get(label, []) if m.finding.id not in PRIMARY_STAGES]
     cancer, in_situ = by_label.get("cancer", []), by_label.get("in_situ", [])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from ingest.case import BlockLabel, CodeValue, LisPart, PartLabel, ReportVersion, SynopticAnswer
 from ingest.explain import explain_report
-from ingest.label import label_case
+from ingest.label import ENGINE_FAULT, label_case
 from ingest.label_file import label_file, label_line, label_text
 from ingest.policy import Policy
 from ingest.report.normalise import normalise
@@ -45,6 +46,34 @@ def test_invented_report(report: dict[str, Any], rules: Rules) -> None:
         assert set(found.values()) <= {"not_assessable", "indeterminate"}
     else:
         assert found == report["expect"]
+
+
+def test_torn_and_shuffled_reports_never_reach_a_fault_of_the_engine(rules: Rules) -> None:
+    generator = random.Random(0)
+    texts = [report["text"] for report in INVENTED]
+    for _ in range(600):
+        lines = (generator.choice(texts) + generator.choice(texts)).split("\n")
+        if generator.random() < 0.5:
+            generator.shuffle(lines)
+        text = "\n".join(lines)
+        text = text[generator.randrange(len(text)) :][: generator.randrange(1, 2000)]
+        assert ENGINE_FAULT not in label_case([ReportVersion(text=text)], rules=rules).quarantine, text
+
+
+def test_a_fault_of_the_engine_is_a_counted_case_and_shows_no_text(
+    rules: Rules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("ZZTEST, PATIENT")
+
+    monkeypatch.setattr("ingest.label._label_case", fail)
+    result = label_case([ReportVersion(text=CANCER)], [LisPart(part="A"), LisPart(part="B")], rules=rules)
+    assert result.quarantine == (ENGINE_FAULT,)
+    assert [(part.part, part.label, part.finding) for part in result.parts] == [
+        ("A", "not_assessable", ENGINE_FAULT),
+        ("B", "not_assessable", ENGINE_FAULT),
+    ]
+    assert "ZZTEST" not in repr(result)
 
 
 def test_tricky_reports(rules: Rules) -> None:
