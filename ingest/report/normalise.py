@@ -51,6 +51,10 @@ _DEMOGRAPHIC = re.compile(
     r"reported|location|dr\.?|"
     r"(?:med(?:ical)? rec(?:ord)?|accession|acc|case|account|path(?:ology)?|specimen|visit)(?: (?:no|number))?) *[:#]"
 )
+_KEY_ENDS = tuple(
+    "name mrn dob birth date sex physician ssn collected received reported location dr dr. rec record accession acc case account "
+    "path pathology specimen visit no number".split()
+)  # how the keys of _DEMOGRAPHIC end
 _STRONG_DEMOGRAPHIC = re.compile(r"\b(?:mrn|dob|date of birth|patient name|medical record|ssn)\b *[:#]")
 _RULE = re.compile(r"^[ ]*[-=_*~]{4,}[ ]*$")
 _CASE_NUMBER_LINE = re.compile(r"^ *[A-Z]{1,4}\d{2}-\d{2,8}\b.{0,80}$")
@@ -266,8 +270,8 @@ def _is_page_header(lower: str) -> bool:
     """Whether a line in lower case is the head of a page or names the patient."""
     if ("page" in lower or " of " in lower[:12]) and len(lower) < MAX_PAGE_LINE and _PAGE.search(lower):
         return True
-    if ":" not in lower and "#" not in lower:
-        return False
+    if not any(before.rstrip().endswith(_KEY_ENDS) for before in lower.replace("#", ":").split(":")[:-1]):
+        return False  # a sieve, for speed: most colons follow another word
     num_keys = len(_DEMOGRAPHIC.findall(lower))  # the strong ones are among them
     return num_keys > 1 or (num_keys == 1 and _STRONG_DEMOGRAPHIC.search(lower) is not None)
 
