@@ -51,10 +51,10 @@ _DEMOGRAPHIC = re.compile(
     r"reported|location|dr\.?|"
     r"(?:med(?:ical)? rec(?:ord)?|accession|acc|case|account|path(?:ology)?|specimen|visit)(?: (?:no|number))?) *[:#]"
 )
-_KEY_ENDS = tuple(
-    "name mrn dob birth date sex physician ssn collected received reported location dr dr. rec record accession acc case account "
-    "path pathology specimen visit no number".split()
-)  # how the keys of _DEMOGRAPHIC end
+_KEY_ENDS = (  # how the keys of _DEMOGRAPHIC end
+    "name", "mrn", "dob", "birth", "date", "sex", "physician", "ssn", "collected", "received", "reported", "location", "dr",
+    "dr.", "rec", "record", "accession", "acc", "case", "account", "path", "pathology", "specimen", "visit", "no", "number",
+)  # fmt: skip
 _STRONG_DEMOGRAPHIC = re.compile(r"\b(?:mrn|dob|date of birth|patient name|medical record|ssn)\b *[:#]")
 _RULE = re.compile(r"^[ ]*[-=_*~]{4,}[ ]*$")
 _CASE_NUMBER_LINE = re.compile(r"^ *[A-Z]{1,4}\d{2}-\d{2,8}\b.{0,80}$")
