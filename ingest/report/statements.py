@@ -1,13 +1,15 @@
 """Statements: the stretches of a diagnosis within which a negation can reach.
 
-A line break ends a statement unless the line was wrapped: it ends in a word that needs another, the next begins in lower case,
-a bracket is open, or the next word would not have fitted.
+A line break ends a statement unless the line was wrapped: it ends in a word that needs another, the next begins in lower case
+or with a word that begins no statement, a bracket is open, or the next word would not have fitted. A sentence that stops at a
+blank line for want of its object goes on where a later stretch begins in lower case: a page ended within it.
 """
 
 import re
 
 MAX_STATEMENT = 3000  # characters; more is text without any stop, and the work on a statement grows with its square
 MIN_WRAP_WIDTH = 58  # a shorter line was not broken for want of room
+MAX_BLOCKS_BETWEEN = 1  # between two halves of a sentence: the head of a page
 _BULLET = re.compile(
     r"[ ]*(?:[-*+>o]+[ ]+|-(?=[A-Za-z])|\d{1,2}[.)][ ]+|[a-z][.)][ ]+|[ivx]+[.)][ ]+|\([a-z0-9]\)[ ]+)"
 )
@@ -19,6 +21,13 @@ _DANGLING = re.compile(
     r"high grade|low grade|carcinoma in|definite|positive for|intraductal|suggesting|suggestive|favou?r(?:s|ing)?|shows?|showing|"
     r"demonstrating|containing|involving|including|compatible|small|minute|rare|scattered|adjacent|associated|possible|probable))$",
     re.IGNORECASE,
+)
+_BEGINS_NOTHING = re.compile(r"(?:OR|NOR|OF|AND)[ ](?![^\n:]{0,45}:)")
+# "DUCTAL CARCINOMA / IN SITU, GRADE 3" is one finding; "IN SITU COMPONENT: 20 %" is another line.
+_IN_SITU = re.compile(r"[Ii][Nn][ -][Ss][Ii][Tt][Uu](?:[ ]*[,.;(&]|[ ]*$|[ ](?i:and|with|without|of|involving|arising)\b)")
+_NEEDS_IN_SITU = re.compile(r"\b(?:adeno)?(?:carcinoma|neoplasia|cancer|ca)$", re.IGNORECASE)
+_IS_INVASIVE = re.compile(
+    r"\b(?:invasive|infiltrating|invading)(?:\s+(?:mammary|ductal|lobular|and))*\s+(?:carcinoma|cancer|ca)$", re.IGNORECASE
 )
 _CUT_LETTER = re.compile(r"[A-Za-z] [A-Za-z]$")
 _GRADED = re.compile(
@@ -55,20 +64,31 @@ def dangles(text: str) -> bool:
 def _chunks(text: str, start: int, end: int) -> list[tuple[int, int]]:
     chunks: list[tuple[int, int]] = []
     chunk_start, position, previous = start, start, ""
+    halted: list[tuple[str, int, int]] = []  # before each blank line: the line, its chunk's number and start
     while position < end:
         line_end = text.find("\n", position, end)
         line_end = end if line_end < 0 else line_end
         line = text[position:line_end]
+        if halted and not previous and line and line.lstrip()[:1].islower() and not _BULLET.match(line):
+            resumed = next((halt for halt in halted[-1 : -MAX_BLOCKS_BETWEEN - 2 : -1] if _is_open(halt[0])), None)
+            if resumed is not None:
+                previous, num_chunks, chunk_start = resumed
+                del chunks[num_chunks:]
         if position > start and not _continues(previous, line, text[chunk_start:position]):
             chunks.append((chunk_start, position))
             chunk_start = position
         if line.strip():
             previous = line.rstrip()
         elif previous:
+            halted.append((previous, len(chunks), chunk_start))
             previous = ""  # a blank line ends a statement
         position = line_end + 1
     chunks.append((chunk_start, end))
     return chunks
+
+
+def _is_open(line: str) -> bool:
+    return bool(_DANGLING.search(line)) and not _ANSWER.search(line)
 
 
 def _continues(previous: str, line: str, chunk: str) -> bool:
@@ -83,7 +103,12 @@ def _continues(previous: str, line: str, chunk: str) -> bool:
         return True
     if previous[-1] in ".;!?" and not _ABBREVIATION.search(previous):
         return False
-    if _DANGLING.search(previous) and not _ANSWER.search(previous):
+    if _is_open(previous):
+        return True
+    if stripped[0] in "iI" and _IN_SITU.match(stripped):
+        whole = chunk.rstrip()
+        return bool(_NEEDS_IN_SITU.search(whole)) and not _IS_INVASIVE.search(whole)
+    if stripped[0] in "ONA" and _BEGINS_NOTHING.match(stripped):
         return True
     if _KEY.match(line):
         return False

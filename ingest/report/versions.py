@@ -281,16 +281,23 @@ def _passages(
                 parent, parts, seen = role, (), set()
         lead_end = headers[0].start if headers else segment.end
         lead_parts = segment.parts or (parts if nested else ())
+        own = False
         if role == "synoptic" and not segment.parts:
-            named = _SYNOPTIC_PART.search(text, segment.start, segment.end)
+            named = list(_SYNOPTIC_PART.finditer(text, segment.start, segment.end))
             if named:
-                lead_parts = expand_ids(named.group(1)) or lead_parts
-                headers, lead_end = [], segment.end
+                lead_parts = expand_ids(named[0].group(1)) or lead_parts
+                own, headers = bool(lead_parts), []
+                ends = [*(found.start() for found in named[1:]), segment.end]
+                lead_end = ends[0]
+                passages += [
+                    Passage(version, role, expand_ids(found.group(1)), found.start(), stop, True)
+                    for found, stop in zip(named[1:], ends[1:], strict=True)
+                ]
         if not _blank(text, segment.start, lead_end) or not headers:
             deep = nested and (segment.indent > header_indent or bool(segment.parts))
             lead_role: Role = parent if parent and nested and role == "final" else role
             passages.append(
-                Passage(version, lead_role, lead_parts, segment.start, lead_end, deep or bool(segment.parts))
+                Passage(version, lead_role, lead_parts, segment.start, lead_end, deep or own or bool(segment.parts))
             )
         section_seen: set[str] = set()
         for header, following in zip(headers, [*headers[1:], None], strict=False):
