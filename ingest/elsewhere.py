@@ -15,6 +15,10 @@ _OF_CASE = re.compile(
     rf"[\s,(]*(?:(?:which|that|is|are|was|were|already|as|of|the|had been) +)*(?:{_VERBS})[\s,]*"
     r"(?:in|of|from|under|on|at)[^.;]{0,40}\b[a-z]{1,4} ?\d{2} ?\d{2,8}\b"
 )
+# "... diagnosed on core (S23-70041) is also present in this excision"
+_PRESENT_HERE = re.compile(
+    r"\b(?:(?:is|are|was|were) (?:also |again |still |now )?(?:present|seen|identified|found|noted)|persists?|remains?)\b"
+)
 _OF_SIDE = re.compile(
     rf"[\s,(]*(?:(?:which|that|is|are|was|were|already|as|the|known|{_VERBS}) +)*(?:in|of|on|from|involving) "
     r"(?:the |her |his |patient's )*(?P<side>left|right|contralateral|opposite|other) (?:breast|side)\b"
@@ -57,7 +61,8 @@ def said_elsewhere(view: str, position: int, end: int, parts: Sequence[str], sid
     found = _OF_PART.match(view, position, end)
     if found and parts and found.group("id").upper() not in parts:
         return True
-    if _OF_CASE.match(view, position, end):
+    case = _OF_CASE.match(view, position, end)
+    if case and not _PRESENT_HERE.search(view, case.end(), end):
         return True
     other = _OF_SIDE.match(view, position, end)
     return other is not None and side in ("left", "right") and other.group("side") != side

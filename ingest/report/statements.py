@@ -24,10 +24,13 @@ _DANGLING = re.compile(
 )
 _BEGINS_NOTHING = re.compile(r"(?:OR|NOR|OF|AND)[ ](?![^\n:]{0,45}:)")
 # "DUCTAL CARCINOMA / IN SITU, GRADE 3" is one finding; "IN SITU COMPONENT: 20 %" is another line.
-_IN_SITU = re.compile(r"[Ii][Nn][ -][Ss][Ii][Tt][Uu](?:[ ]*[,.;(&]|[ ]*$|[ ](?i:and|with|without|of|involving|arising)\b)")
+_IN_SITU = re.compile(
+    r"[Ii][Nn][ -][Ss][Ii][Tt][Uu](?:[ ]*[,.;(&]|[ ]*$|[ ](?i:and|with|without|of|involving|arising)\b)"
+)
 _NEEDS_IN_SITU = re.compile(r"\b(?:adeno)?(?:carcinoma|neoplasia|cancer|ca)$", re.IGNORECASE)
 _IS_INVASIVE = re.compile(
-    r"\b(?:invasive|infiltrating|invading)(?:\s+(?:mammary|ductal|lobular|and))*\s+(?:carcinoma|cancer|ca)$", re.IGNORECASE
+    r"\b(?:invasive|infiltrating|invading)(?:\s+(?:mammary|ductal|lobular|and))*\s+(?:carcinoma|cancer|ca)$",
+    re.IGNORECASE,
 )
 _CUT_LETTER = re.compile(r"[A-Za-z] [A-Za-z]$")
 _GRADED = re.compile(

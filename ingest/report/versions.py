@@ -286,7 +286,7 @@ def _passages(
             named = list(_SYNOPTIC_PART.finditer(text, segment.start, segment.end))
             if named:
                 lead_parts = expand_ids(named[0].group(1)) or lead_parts
-                own, headers = bool(lead_parts), []
+                own, headers = len(lead_parts) == 1, []  # a synoptic of several parts speaks of each only in part
                 ends = [*(found.start() for found in named[1:]), segment.end]
                 lead_end = ends[0]
                 passages += [
