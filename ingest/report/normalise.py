@@ -51,6 +51,8 @@ _DEMOGRAPHIC = re.compile(
     r"reported|location|dr\.?|"
     r"(?:med(?:ical)? rec(?:ord)?|accession|acc|case|account|path(?:ology)?|specimen|visit)(?: (?:no|number))?) *[:#]"
 )
+# Beside a page's number: "Patient: X   MRN 0   Accession Y", whose keys have no colons.
+_PATIENT_LINE = re.compile(r"\b(?:patient|mrn|dob|accession)\b.*\b(?:mrn|dob|accession|sex|printed|physician)\b")
 _KEY_ENDS = (  # how the keys of _DEMOGRAPHIC end
     "name", "mrn", "dob", "birth", "date", "sex", "physician", "ssn", "collected", "received", "reported", "location", "dr",
     "dr.", "rec", "record", "accession", "acc", "case", "account", "path", "pathology", "specimen", "visit", "no", "number",
@@ -251,7 +253,11 @@ def _without_page_headers(lines: list[str], flags: set[str]) -> tuple[list[str],
         for index in range(num_lines):
             line = lines[index]
             if drop[index] or not (
-                not line.strip() or _RULE.match(line) or _CASE_NUMBER_LINE.match(line) or _LETTERHEAD.match(line)
+                not line.strip()
+                or _RULE.match(line)
+                or _CASE_NUMBER_LINE.match(line)
+                or _LETTERHEAD.match(line)
+                or _PATIENT_LINE.search(line.lower())
             ):
                 continue
             if (index and drop[index - 1]) or (index + 1 < num_lines and drop[index + 1]):
