@@ -26,9 +26,8 @@ _B_CODE = re.compile(
 _HAS_B_CODE = re.compile(r"B[1-5]")
 _C_CODE = re.compile(r"(?:[.:;,(-]|\b(?i:category|code|class)|^)[ ]*C([1-5])[ab]?[ ).]*$", re.MULTILINE)
 _MORPHOLOGY = re.compile(r"\bM?-?([89]\d{3})[-/ ]?([012369])\b")
-_TEXT_CODES = re.compile(
-    r"(?:ICD-?O|SNOMED|Snomed|Morphology|MORPHOLOGY)[^\n;]{2,60}"
-)  # codes within the text of a part
+# Codes within the text of a part: "SNOMED: M85203".
+_TEXT_CODES = re.compile(r"(?:ICD-?O|SNOMED|Snomed|Morphology|MORPHOLOGY)[^\n;]{2,60}")
 _RESOLVES = re.compile(
     r"\b(?:diagnostic of|diagnosis of|represents?|consistent with|supports?|supporting|confirm(?:s|ed|ing)?|establish(?:es|ed)?|"
     r"indicative of|compatible with|in keeping with|best classified|final diagnosis|is present|are present|identified|"
@@ -42,7 +41,8 @@ _SETTLES = re.compile(
     r"(?:we|i) interpret (?:this|these|it|the [a-z]+) as|(?:is|are) interpreted as)\b"
 )
 _CHANGED = re.compile(
-    r"\b(?:diagnosis|interpretation|report)\b(?![^.\n]{0,30}\b(?:not|never|un\w+)\b)[^.\n]{0,40}\b(?:changed|revised|amended|corrected|modified|withdrawn|reversed)\b"
+    r"\b(?:diagnosis|interpretation|report)\b(?![^.\n]{0,30}\b(?:not|never|un\w+)\b)[^.\n]{0,40}"
+    r"\b(?:changed|revised|amended|corrected|modified|withdrawn|reversed)\b"
     r"(?: (?P<how>to|from))?"
 )
 _CASE_NUMBER = re.compile(
