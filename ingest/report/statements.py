@@ -83,7 +83,7 @@ def _chunks(text: str, start: int, end: int) -> list[tuple[int, int]]:
         if line.strip():
             previous = line.rstrip()
         elif previous:
-            halted.append((previous, len(chunks), chunk_start))
+            halted.append((previous, len(chunks) - 1, chunks[-1][0]))
             previous = ""  # a blank line ends a statement
         position = line_end + 1
     chunks.append((chunk_start, end))
