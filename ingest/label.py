@@ -44,13 +44,12 @@ def label_case(
         One `PartLabel` per part in LIS or report order, conflicts, and case-level quarantine reasons. Never raises for what
         a report contains: a case at which this code fails is `engine_fault`, not assessable, and in the ledger.
     """
-    known = [part.part for part in parts or ()] or [DEFAULT_PART]
     try:
         return _label_case(reports, parts, rules, codes, synoptic)
     except Exception:  # a defect of ours; a million cases must not stop at one, and the error's text may name a patient
         nothing = [
             PartLabel(part=part, label="not_assessable", finding=ENGINE_FAULT, rule_id=f"{rules.id}.{ENGINE_FAULT}")
-            for part in dict.fromkeys(known)
+            for part in dict.fromkeys(part.part for part in parts or ()) or (DEFAULT_PART,)
         ]
         return CaseLabels(parts=tuple(nothing), quarantine=(ENGINE_FAULT,))
 

@@ -33,12 +33,12 @@ def split_title(text: str, view: str, start: int, end: int, engine: Compiled) ->
             depth = max(0, depth - 1)
         elif character == ":" and depth == 0:
             clock = 0 < position < end - 1 and text[position - 1].isdigit() and text[position + 1].isdigit()
-            if not clock and _tells(text, view, start, position, engine):
-                break  # "DCIS, 64 mm. Nipple: ...": the colon is one of the diagnosis
-            if not clock and _is_title(view, start, position, engine):
+            if clock:
+                continue
+            # "DCIS, 64 mm. Nipple: ...": a colon of the diagnosis ends no title
+            if not _tells(text, view, start, position, engine) and _is_title(view, start, position, engine):
                 return position + 1
-            if not clock:
-                break
+            break
         elif character == "\n" and _BULLET.match(text, position, end):
             return position if _is_title(view, start, position, engine) else untitled
         elif character == "\n" and depth == 0 and _key_follows(text, view, start, position, stop, engine):
