@@ -30,7 +30,7 @@ from ingest.read_plan import (
     thumbnail_size,
     trusted_mpp,
 )
-from ingest.tiff_slide import run_in_threads
+from ingest.threads import deal
 
 RUN_TILES = 8  # neighbours of a row are read in one region: their shared file tiles are blitted once
 CACHE_BYTES = 64 << 20  # a little more than two rows of file tiles under a run
@@ -62,20 +62,11 @@ class OpenSlideSlide:
         level = self.info.levels[scale.level]
         boxes, _ = scaled_boxes(grid, tile_indices, scale.downsample, level.width_px, level.height_px)
         bad: list[int] = []
-        runs = iter(_runs(boxes))
-        lock = threading.Lock()
 
-        def work() -> None:
-            while True:
-                with lock:
-                    run = next(runs, None)
-                if run is None:
-                    return
-                failed = self._read_run(scale, boxes, run, out)
-                with lock:
-                    bad.extend(failed)
+        def read(run: range) -> None:
+            bad.extend(self._read_run(scale, boxes, run, out))
 
-        run_in_threads(work, num_threads)
+        deal(_runs(boxes), lambda: read, num_threads)
         return ReadReport(tuple((position, DAMAGED) for position in sorted(bad)), 0)
 
     def thumbnail(self, slide_mpp: float, mpp: float, num_threads: int, max_damaged: float) -> NDArray[np.uint8]:

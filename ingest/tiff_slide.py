@@ -10,12 +10,11 @@ decode without a complaint is reported; bits that flipped and still decode are s
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 
 from ingest.geometry import TileGrid
@@ -33,9 +32,12 @@ from ingest.read_plan import (
     scaled_boxes,
     thumbnail_size,
 )
+from ingest.strips import cut_strips, join_pieces
+from ingest.threads import deal
+from ingest.tiff_decoder import TiffDecoder, max_tiles_of_strip
 from ingest.tiff_index import TiffLevel, read_index
 
-TILES_PER_READ = 32  # one pread of 32 neighbours instead of 32 small ones: +30 % from a cold disk
+READ_BYTES = 1 << 19  # one pread of 32 neighbours instead of 32 small ones: +30 % from a cold disk
 STAGING_BYTES = 64 << 20  # tiles that wait for their last piece before the resize
 
 
@@ -65,7 +67,9 @@ class TiffSlide:
         boxes, is_native = scaled_boxes(grid, tile_indices, scale.downsample, width_px, height_px)
         bad: set[int] = set()
         num_decoded = 0
-        for part in [slice(0, len(boxes))] if is_native else _strips(boxes, level.tile_height_px // scale.denominator):
+        for part in (
+            [slice(0, len(boxes))] if is_native else _narrow_parts(boxes, level.tile_height_px // scale.denominator)
+        ):
             positions = np.arange(len(boxes))[part]
             pieces = cut_pieces(
                 boxes[positions],
@@ -76,8 +80,8 @@ class TiffSlide:
             )
             pieces = pieces._replace(position=positions[pieces.position])
             job = _ReadJob(self._descriptor, level, scale.denominator, pieces, boxes, out, is_native)
-            run_in_threads(job.work, num_threads)
-            bad |= job.bad
+            deal(job.reads, job.worker, num_threads)
+            bad |= job.bad()
             num_decoded += job.num_decoded
         return ReadReport(tuple((position, DAMAGED) for position in sorted(bad)), num_decoded)
 
@@ -92,25 +96,27 @@ class TiffSlide:
         side_x, side_y = level.tile_width_px // pixel, level.tile_height_px // pixel
         tiles = np.argsort(level.offsets, kind="stable")
         tiles = tiles[level.lengths[tiles] > 0]
-        cursor = _Cursor(len(tiles), TILES_PER_READ)
-        num_bad = [0]
+        starts = cut_strips(tiles, level.num_across, max_tiles_of_strip(level, scale.denominator))
+        bad: list[int] = []
 
-        def work() -> None:
-            decoder = _Decoder(self._descriptor, level, scale.denominator)
-            for start, end in cursor:
-                for index, pixels in decoder.decode(tiles[start:end]):
-                    if pixels is None:
-                        with cursor.lock:
-                            num_bad[0] += 1
-                        continue
+        def worker() -> Callable[[tuple[int, int]], None]:
+            decoder = TiffDecoder(self._descriptor, level, scale.denominator)
+
+            def read(strips: tuple[int, int]) -> None:
+                for first, pixels, damaged in _decoded_strips(decoder, tiles, starts, strips):
+                    bad.extend(damaged)
+                    pixels = pixels.reshape(len(pixels), -1, 3)
                     if shrink > 1:
-                        pixels = cv2.resize(pixels, (side_x, side_y), interpolation=cv2.INTER_AREA)
-                    row, column = divmod(index, level.num_across)
-                    place = mosaic[row * side_y : (row + 1) * side_y, column * side_x : (column + 1) * side_x]
+                        size = pixels.shape[1] // shrink, pixels.shape[0] // shrink
+                        pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+                    row, column = divmod(int(tiles[first]), level.num_across)
+                    place = mosaic[row * side_y :, column * side_x :][: pixels.shape[0], : pixels.shape[1]]
                     place[:] = pixels[: place.shape[0], : place.shape[1]]
 
-        run_in_threads(work, num_threads)
-        check_damage(num_bad[0], len(tiles), max_damaged)
+            return read
+
+        deal(_reads(level.lengths[tiles], starts), worker, num_threads)
+        check_damage(len(bad), len(tiles), max_damaged)
         size = thumbnail_size(self.info, slide_mpp, mpp)
         if mosaic.shape[:2] != (size[1], size[0]):
             mosaic = np.asarray(cv2.resize(mosaic, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
@@ -146,82 +152,24 @@ def open_tiff(path: Path) -> TiffSlide:
     return TiffSlide(descriptor, levels, info)
 
 
-class _Cursor:
-    """Deals ranges [start, end) of `size` to several threads, in order."""
-
-    def __init__(self, total: int, size: int) -> None:
-        self.lock = threading.Lock()
-        self._starts = iter(range(0, total, size))
-        self._total, self._size = total, size
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        while True:
-            with self.lock:
-                start = next(self._starts, None)
-            if start is None:
-                return
-            yield start, min(start + self._size, self._total)
+def _reads(lengths: NDArray[np.int64], starts: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Ranges of strips that are read together, about READ_BYTES each; `lengths` are those of the strips' tiles."""
+    if len(starts) == 1:
+        return []
+    begin = np.cumsum(lengths)[starts[:-1]] - lengths[starts[:-1]]
+    firsts = np.flatnonzero(np.diff(begin // READ_BYTES, prepend=-1)).tolist()
+    return list(zip(firsts, [*firsts[1:], len(starts) - 1], strict=True))
 
 
-class _Decoder:
-    """One thread's buffers: reads neighbouring file tiles together and decodes one after the other."""
-
-    def __init__(self, descriptor: int, level: TiffLevel, denominator: int) -> None:
-        self._descriptor, self._level, self._denominator = descriptor, level, denominator
-        self._height, self._width = level.tile_height_px // denominator, level.tile_width_px // denominator
-        self._pixels = np.empty((self._height, self._width, 3), np.uint8)
-        self._raw = bytearray(1 << 20)
-
-    def decode(self, file_tiles: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.uint8] | None]]:
-        """(file tile, its pixels or None where damaged); the pixels are overwritten by the next one."""
-        offsets, lengths = self._level.offsets[file_tiles].tolist(), self._level.lengths[file_tiles].tolist()
-        indices = file_tiles.tolist()
-        first = 0
-        while first < len(indices):
-            last, end, wanted = first, offsets[first] + lengths[first], lengths[first]
-            # Neighbours join one read as long as no more than half of it is unwanted.
-            while last + 1 < len(indices):
-                next_end = offsets[last + 1] + lengths[last + 1]
-                if next_end - offsets[first] > 2 * (wanted + lengths[last + 1]) or offsets[last + 1] < end:
-                    break
-                last, end, wanted = last + 1, next_end, wanted + lengths[last + 1]
-            data = self._read(offsets[first], end - offsets[first])
-            for number in range(first, last + 1):
-                start = offsets[number] - offsets[first]
-                yield indices[number], self._decode_one(data[start : start + lengths[number]], lengths[number])
-            first = last + 1
-
-    def _read(self, offset: int, length: int) -> memoryview:
-        if length > len(self._raw):
-            self._raw = bytearray(length)
-        view = memoryview(self._raw)[:length]
-        num_read = 0
-        while num_read < length:
-            got = os.preadv(self._descriptor, [view[num_read:]], offset + num_read)
-            if got == 0:
-                break  # the file became shorter while it was open: the missing tiles are reported as damaged
-            num_read += got
-        return view[:num_read]
-
-    def _decode_one(self, segment: memoryview, length: int) -> NDArray[np.uint8] | None:
-        if len(segment) < length or bytes(segment[:2]) != b"\xff\xd8":
-            return None
-        start = 2
-        if (
-            bytes(segment[2:4]) == b"\xff\xe0"
-        ):  # a JFIF mark would overrule the colours that the TIFF tag and our APP14 state
-            start = 4 + int.from_bytes(segment[4:6], "big")
-        try:
-            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
-                b"".join((self._level.prefix, segment[start:])),
-                min_factor=self._denominator,
-                min_height=self._height,
-                min_width=self._width,
-                buffer=self._pixels,
-            )
-        except ValueError:
-            return None
-        return pixels if pixels.shape == self._pixels.shape else None
+def _decoded_strips(
+    decoder: TiffDecoder, file_tiles: NDArray[np.int64], starts: NDArray[np.int64], strips: tuple[int, int]
+) -> Iterator[tuple[int, NDArray[np.uint8], list[int]]]:
+    """For each strip: where its tiles begin in `file_tiles`, its rows, and the numbers in `file_tiles` of the damaged."""
+    bounds = starts[strips[0] : strips[1] + 1].tolist()
+    segments = decoder.read(file_tiles[bounds[0] : bounds[-1]])
+    for first, last in pairwise(bounds):
+        rows, damaged = decoder.decode_strip(segments[first - bounds[0] : last - bounds[0]])
+        yield first, rows, [first + number for number in damaged]
 
 
 class _ReadJob:
@@ -239,65 +187,61 @@ class _ReadJob:
     ) -> None:
         self._descriptor, self._level, self._denominator = descriptor, level, denominator
         self._pieces, self._boxes, self._out = pieces, boxes, out
-        starts = np.flatnonzero(np.diff(pieces.file_tile, prepend=-1))
-        self._starts = np.append(starts, len(pieces.file_tile))
-        self._file_tiles = pieces.file_tile[starts]
-        self._cursor = _Cursor(len(starts), TILES_PER_READ)
-        self._staging = None if is_native else _Staging(pieces.position, boxes)
-        self.bad: set[int] = set()
-        self.num_decoded = 0
+        self._rows = out.reshape(len(out), out.shape[1], -1)  # a copy of whole rows is a memcpy
+        self._file_tiles = pieces.file_tile[np.flatnonzero(np.diff(pieces.file_tile, prepend=-1))]
+        lengths = level.lengths[self._file_tiles]
+        self._starts = cut_strips(self._file_tiles, level.num_across, max_tiles_of_strip(level, denominator))
+        tile_width_px = level.tile_width_px // denominator
+        self._copies = join_pieces(pieces, self._starts, tile_width_px, out.shape[2] if is_native else None)
+        self._copy_starts = np.searchsorted(self._copies.strip, np.arange(len(self._starts)))
+        self._staging = None if is_native else _Staging(self._copies.position, boxes)
+        self._damaged: list[int] = []
+        self.reads = _reads(lengths, self._starts)
+        self.num_decoded = int((lengths > 0).sum())
 
-    def work(self) -> None:
-        """What each thread does: take the next run of file tiles, decode, copy the pieces to where they belong."""
-        decoder = _Decoder(self._descriptor, self._level, self._denominator)
-        rows_out = self._out.reshape(len(self._out), self._out.shape[1], -1)  # a copy of whole rows is a memcpy
-        for first, last in self._cursor:
-            pieces = slice(self._starts[first], self._starts[last])
-            positions = self._pieces.position[pieces]
-            targets = rows_out if self._staging is None else self._staging.rows(positions)
-            self._copy(decoder, first, last, targets)
+    def bad(self) -> set[int]:
+        """Positions of the output tiles that a damaged tile of the file touches."""
+        if not self._damaged:
+            return set()
+        return set(self._pieces.position[np.isin(self._pieces.file_tile, self._file_tiles[self._damaged])].tolist())
+
+    def worker(self) -> Callable[[tuple[int, int]], None]:
+        """What each thread does with a range of strips: decode, copy the tiles' rows to where they belong."""
+        decoder = TiffDecoder(self._descriptor, self._level, self._denominator)
+
+        def read(strips: tuple[int, int]) -> None:
+            copies = slice(self._copy_starts[strips[0]], self._copy_starts[strips[1]])
+            positions = self._copies.position[copies]
+            targets = self._rows if self._staging is None else self._staging.rows(positions)
+            self._copy(decoder, strips, targets)
             if self._staging is not None:
                 for position, staged in self._staging.finished(positions):
                     _resize_into(staged, self._boxes[position], self._out[position])
                     self._staging.give_back(staged)
 
+        return read
+
     def _copy(
         self,
-        decoder: _Decoder,
-        first: int,
-        last: int,
+        decoder: TiffDecoder,
+        strips: tuple[int, int],
         targets: "NDArray[np.uint8] | dict[int, NDArray[np.uint8]]",
     ) -> None:
-        starts = self._starts[first : last + 1].tolist()
-        base = starts[0]
-        position, source_y, source_x, target_y, target_x, height, width = (
-            column[base : starts[-1]].tolist() for column in self._pieces[1:]
-        )
-        file_tiles = self._file_tiles[first:last]
-        is_sparse = self._level.lengths[file_tiles] == 0
-        number_of = dict(zip(file_tiles.tolist(), range(last - first), strict=True))
-        bad: set[int] = set()
-        blank = np.flatnonzero(is_sparse).tolist()
-        for file_tile, pixels in decoder.decode(file_tiles[~is_sparse]):
-            number = number_of[file_tile]
-            if pixels is None:
-                blank.append(number)
-                bad.update(position[starts[number] - base : starts[number + 1] - base])
-                continue
-            rows = pixels.reshape(pixels.shape[0], -1)
-            for piece in range(starts[number] - base, starts[number + 1] - base):
-                from_y, from_x, rows_high = source_y[piece], 3 * source_x[piece], height[piece]
-                to_y, to_x, bytes_wide = target_y[piece], 3 * target_x[piece], 3 * width[piece]
-                targets[position[piece]][to_y : to_y + rows_high, to_x : to_x + bytes_wide] = rows[
-                    from_y : from_y + rows_high, from_x : from_x + bytes_wide
-                ]
-        for number in blank:
-            for piece in range(starts[number] - base, starts[number + 1] - base):
-                to_y, to_x = target_y[piece], 3 * target_x[piece]
-                targets[position[piece]][to_y : to_y + height[piece], to_x : to_x + 3 * width[piece]] = WHITE
-        with self._cursor.lock:
-            self.bad |= bad
-            self.num_decoded += last - first - int(is_sparse.sum())
+        bounds = self._copy_starts[strips[0] : strips[1] + 1].tolist()
+        copies = list(zip(*(column[bounds[0] : bounds[-1]].tolist() for column in self._copies[1:]), strict=True))
+        decoded = _decoded_strips(decoder, self._file_tiles, self._starts, strips)
+        for (_, rows, bad), (first, last) in zip(decoded, pairwise(bounds), strict=True):
+            self._damaged.extend(bad)
+            for position, num_tiles, source_y, source_x, target_y, target_x, height, width in copies[
+                first - bounds[0] : last - bounds[0]
+            ]:
+                source = rows[source_y : source_y + height, 3 * source_x : 3 * (source_x + num_tiles * width)]
+                if num_tiles == 1:
+                    target = targets[position][target_y : target_y + height, 3 * target_x : 3 * (target_x + width)]
+                    target[:] = source
+                else:
+                    target = self._rows[position : position + num_tiles, target_y : target_y + height]
+                    target[:] = source.reshape(height, num_tiles, 3 * width).swapaxes(0, 1)
 
 
 class _Staging:
@@ -328,30 +272,21 @@ class _Staging:
             self._free.append(staged)
 
 
-def run_in_threads(work: Callable[[], None], num_threads: int) -> None:
-    if num_threads == 1:
-        work()
-        return
-    with ThreadPoolExecutor(num_threads) as pool:
-        for future in [pool.submit(work) for _ in range(num_threads)]:
-            future.result()
-
-
 def _resize_into(staged: NDArray[np.uint8], box: NDArray[np.int64], target: NDArray[np.uint8]) -> None:
     width, height = int(box[2]), int(box[3])
     pixels = staged[:height, : 3 * width].reshape(height, width, 3)
     resize_into(pixels, target)
 
 
-def _strips(boxes: NDArray[np.int64], tile_height_px: int) -> list[NDArray[np.int64]]:
-    """Split a read that resizes into columns so narrow that the tiles in flight fit into STAGING_BYTES."""
+def _narrow_parts(boxes: NDArray[np.int64], tile_height_px: int) -> list[NDArray[np.int64]]:
+    """Split a read that resizes into parts so narrow that the tiles in flight fit into STAGING_BYTES."""
     if len(boxes) == 0:
         return []
     width, height = int(boxes[:, 2].max()), int(boxes[:, 3].max())
     rows_in_flight = 1 - (-tile_height_px // height)
     num_columns = max(1, STAGING_BYTES // (3 * width * height * rows_in_flight))
-    strip = (boxes[:, 0] - boxes[:, 0].min()) // (num_columns * width)
-    return [np.flatnonzero(strip == number) for number in np.unique(strip)]
+    part = (boxes[:, 0] - boxes[:, 0].min()) // (num_columns * width)
+    return [np.flatnonzero(part == number) for number in np.unique(part)]
 
 
 def _whole_shrink(level: TiffLevel, scale: ReadScale, downsample: float) -> int:

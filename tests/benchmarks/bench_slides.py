@@ -2,10 +2,12 @@
 
     python -m tests.benchmarks.bench_slides
 
-Each reader works in a process of its own, one after the other in shuffled order; what counts is CPU time of the whole
-process (so threads of a library do not hide), median of 5 passes over the same tiles, as a ratio. A pass opens the
-slide and reads all tiles of 224 px at 0.5 mpp in reading order into memory that has been touched before.
-Figures go to build/bench/slides.json; the two that are wall time (threads, trainer) need an idle machine.
+Each reader works in a process of its own, in shuffled order; what counts is CPU time of the whole process (so threads of
+a library do not hide), median of the passes over the same tiles, as a ratio. A pass opens the slide and reads all
+tiles of 224 px at 0.5 mpp in reading order into memory that has been touched before. A pass takes up to 30 % longer
+while neighbours use the caches, so the readers that come near ours get more passes than the slow ones.
+Figures go to build/bench/slides.json; those that are wall time (threads, trainer) need an idle machine, and
+`reading_two_processes_over_one`, which has no bound, says what its cores gave in the same minutes.
 """
 
 import json
@@ -34,8 +36,11 @@ from ingest.geometry import TileGrid
 from tests.slides import write_textured_svs
 
 NUM_PASSES = 5
+NUM_PASSES_OF_FAST = {"40x": 15, "20x": 45}  # of ours and of those that come near it
+SLOW = {"openslide", "cucim"}
+NUM_WALL_PASSES = 25
 TILE_PX, TILE_MPP = 224, 0.5
-SIDE_PX = 10_240
+SIDE_PX = {"40x": 20_480, "20x": 10_240}  # 2,025 tiles each
 HOLD = {  # lower bounds, but for the two marked below
     "reading_40x_over_openslide": 8.0,
     "reading_20x_over_openslide": 4.0,
@@ -51,6 +56,7 @@ HOLD = {  # lower bounds, but for the two marked below
     "reading_40x_psnr_db": 45.0,
     "reading_extra_memory_mb": 100.0,
 }
+CONTROL = "reading_two_processes_over_one"  # no bound: what the machine gives
 UPPER_BOUNDS = {"reading_file_tiles_decoded_8_ranks_over_1", "reading_extra_memory_mb"}
 OUTPUT = Path("build/bench/slides.json")
 
@@ -174,42 +180,69 @@ def _in_process(target: Callable[..., None], *args: Any) -> Iterator[Connection]
         process.join()
 
 
-def compare_readers(path: Path, names: list[str], console: Console) -> dict[str, float]:
+def compare_readers(path: Path, names: list[str], num_rounds: int, console: Console) -> dict[str, float]:
     """Median CPU seconds of a pass of each reader, interleaved in shuffled order."""
     seconds: dict[str, list[float]] = {name: [] for name in names}
     order = random.Random(0)
     with ExitStack() as stack:
         workers = {name: stack.enter_context(_in_process(_reader_process, name, str(path))) for name in names}
-        for _ in range(NUM_PASSES):
-            for name in order.sample(names, len(names)):
+        for number in range(num_rounds):
+            is_for_all = number % (num_rounds // NUM_PASSES) == 0
+            taking_part = [name for name in names if is_for_all or name not in SLOW]
+            for name in order.sample(taking_part, len(taking_part)):
                 workers[name].send(True)
                 seconds[name].append(workers[name].recv())
     num_tiles = _make_job(str(path)).grid.num_cells
-    table = Table(title=f"{path.stem}: {num_tiles} tiles of {TILE_PX} px at {TILE_MPP} mpp, median of {NUM_PASSES}")
-    for column in ("reader", "tiles per CPU-second", "slowest..fastest pass"):
+    table = Table(title=f"{path.stem}: {num_tiles} tiles of {TILE_PX} px at {TILE_MPP} mpp")
+    for column in ("reader", "passes", "tiles per CPU-second, median", "slowest..fastest pass"):
         table.add_column(column, justify="left" if column == "reader" else "right")
     for name in names:
         rates = sorted(num_tiles / value for value in seconds[name])
-        table.add_row(name, f"{statistics.median(rates):,.0f}", f"{rates[0]:,.0f}..{rates[-1]:,.0f}")
+        table.add_row(name, str(len(rates)), f"{statistics.median(rates):,.0f}", f"{rates[0]:,.0f}..{rates[-1]:,.0f}")
     console.print(table)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def two_threads_over_one(path: Path) -> float:
-    """Ratio of the median wall times of a pass with one thread and with two, passes interleaved."""
+def two_over_one(path: Path) -> dict[str, float]:
+    """Ratios of the median wall times of a pass: one thread over two, and one process over two that share the tiles."""
+    seconds: dict[str, list[float]] = {"one": [], "threads": [], "processes": []}
+    with ExitStack() as stack:
+
+        def start(num_threads: int, part: int, num_parts: int) -> Connection:
+            arguments = str(path), num_threads, part, num_parts
+            return stack.enter_context(_in_process(_part_process, *arguments))
+
+        teams = {
+            "one": [start(1, 0, 1)],
+            "threads": [start(2, 0, 1)],
+            "processes": [start(1, 0, 2), start(1, 1, 2)],
+        }
+        for connection in (connection for team in teams.values() for connection in team):
+            connection.recv()
+        for _ in range(NUM_WALL_PASSES):
+            for name, team in teams.items():
+                started_at = time.perf_counter()
+                for connection in team:
+                    connection.send(True)
+                for connection in team:
+                    connection.recv()
+                seconds[name].append(time.perf_counter() - started_at)
+    one, threads, processes = (statistics.median(values) for values in seconds.values())
+    return {"reading_two_threads_over_one": one / threads, "reading_two_processes_over_one": one / processes}
+
+
+def _part_process(connection: Connection, path: str, num_threads: int, part: int, num_parts: int) -> None:
     from ingest.slide import open_slide
 
-    job = _make_job(str(path))
-    indices = np.arange(len(job.boxes))
-    seconds: dict[int, list[float]] = {1: [], 2: []}
+    job = _make_job(path)
+    indices = np.array_split(np.arange(len(job.boxes)), num_parts)[part]
+    out = job.out[: len(indices)]
     with open_slide(path) as slide:
-        slide.read_tiles(job.grid, indices, job.out)
-        for _ in range(NUM_PASSES):
-            for num_threads in (1, 2):
-                started_at = time.perf_counter()
-                slide.read_tiles(job.grid, indices, job.out, num_threads)
-                seconds[num_threads].append(time.perf_counter() - started_at)
-    return statistics.median(seconds[1]) / statistics.median(seconds[2])
+        slide.read_tiles(job.grid, indices, out)
+        connection.send(True)
+        while connection.recv():
+            slide.read_tiles(job.grid, indices, out, num_threads)
+            connection.send(True)
 
 
 def beside_busy_trainer_over_alone(path: Path) -> float:
@@ -232,7 +265,7 @@ def beside_busy_trainer_over_alone(path: Path) -> float:
             return time.perf_counter() - started_at
 
         read_all()
-        for _ in range(NUM_PASSES):
+        for _ in range(NUM_WALL_PASSES):
             for is_busy in (False, True):
                 with _busy_interpreter() if is_busy else _idle():
                     seconds[is_busy].append(read_all())
@@ -329,18 +362,18 @@ def main() -> None:
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="bench_slides_") as folder:
         slides = {"40x": Path(folder) / "scan_40x.svs", "20x": Path(folder) / "scan_20x.svs"}
-        write_textured_svs(slides["40x"], (SIDE_PX, SIDE_PX), 0.25)
-        write_textured_svs(slides["20x"], (SIDE_PX, SIDE_PX), 0.5)
+        write_textured_svs(slides["40x"], (SIDE_PX["40x"], SIDE_PX["40x"]), 0.25)
+        write_textured_svs(slides["20x"], (SIDE_PX["20x"], SIDE_PX["20x"]), 0.5)
         for case, path in slides.items():
-            seconds = compare_readers(path, names, console)
+            seconds = compare_readers(path, names, NUM_PASSES_OF_FAST[case], console)
             for name in names[1:]:
                 figures[f"reading_{case}_over_{name}"] = seconds[name] / seconds["ours"]
         figures["reading_file_tiles_decoded_8_ranks_over_1"] = file_tiles_of_8_ranks_over_1()
         figures["reading_beside_busy_trainer_over_alone"] = beside_busy_trainer_over_alone(slides["20x"])
-        figures["reading_two_threads_over_one"] = two_threads_over_one(slides["40x"])
+        figures |= two_over_one(slides["40x"])
         figures["reading_40x_psnr_db"] = psnr_against_area_average(slides["40x"])
         figures["reading_extra_memory_mb"] = extra_memory_mb(slides["20x"])
-    assert figures.keys() == HOLD.keys(), figures.keys() ^ HOLD.keys()
+    assert figures.keys() == HOLD.keys() | {CONTROL}, figures.keys() ^ HOLD.keys()
     table = Table(title="slides")
     for column in ("figure", "measured", "must hold", ""):
         table.add_column(column, justify="left" if column == "figure" else "right")
@@ -349,6 +382,7 @@ def main() -> None:
         holds = figures[name] <= bound if is_upper else figures[name] >= bound
         sign = "<=" if is_upper else ">="
         table.add_row(name, f"{figures[name]:.2f}", f"{sign} {bound:g}", "" if holds else "[red]missed")
+    table.add_row(CONTROL, f"{figures[CONTROL]:.2f}", "", "")
     console.print(table)
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     OUTPUT.write_text(json.dumps({name: round(value, 4) for name, value in figures.items()}, indent=2) + "\n")

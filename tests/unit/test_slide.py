@@ -1,5 +1,6 @@
 """Reading tiles: against OpenSlide and libjpeg as independent truths, on sound and on damaged slides."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ingest.geometry import TileGrid
 from ingest.read_plan import ReadReport
 from ingest.slide import ReaderName, Slide, open_slide
 from ingest.svs import Subsampling
+from ingest.tiff_index import read_index
 from tests.slides import REAL_SLIDES, Damage, damage_tile, stained_texture, write_plain_tiff, write_textured_svs
 
 CODINGS: list[tuple[Subsampling, int, int]] = [("420", 80, 256), ("422", 70, 240), ("444", 91, 256)]
@@ -120,13 +122,13 @@ def test_two_threads_read_the_same_as_one(scan_40x: Path, mpp: float) -> None:
     assert report_one == report_two
 
 
-def test_a_wide_read_that_is_resized_in_strips_gives_the_same(scan_20x: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wide_read_that_is_resized_in_parts_gives_the_same(scan_20x: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_slide(scan_20x) as slide:
         _, at_once, whole = read(slide, 0.6)
         monkeypatch.setattr("ingest.tiff_slide.STAGING_BYTES", 1_500_000)  # two columns of 269 px, two rows in flight
-        _, in_strips, parts = read(slide, 0.6)
-    assert (in_strips == at_once).all()
-    assert parts.num_file_tiles_decoded > whole.num_file_tiles_decoded  # those on a border between strips, twice
+        _, in_parts, parts = read(slide, 0.6)
+    assert (in_parts == at_once).all()
+    assert parts.num_file_tiles_decoded > whole.num_file_tiles_decoded  # those on a border between parts, twice
 
 
 def test_every_file_tile_is_decoded_once(scan_20x: Path) -> None:
@@ -241,6 +243,49 @@ def test_a_tile_that_was_never_scanned_is_white_and_no_damage(
     assert (tiles[0] == 255).all()
     assert tiles[1][:, 40:].mean() < 200
     assert (thumbnail[:256, :256] == 255).all()
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_among_its_neighbours_a_tile_that_was_never_scanned_and_a_damaged_one_are_white_and_only_they(
+    scan_20x: Path, tmp_path: Path, num_threads: int
+) -> None:
+    path = tmp_path / "mixed.svs"
+    shutil.copy(scan_20x, path)
+    damage_tile(path, 8 + 2, "empty")  # second row, third and fifth of eight: pixels 512..767 and 1024..1279
+    damage_tile(path, 8 + 4, "half")
+    with open_slide(scan_20x) as sound, open_slide(path) as slide:
+        grid, expected, _ = read(sound)
+        _, tiles, report = read(slide, num_threads=num_threads)
+    columns = np.arange(grid.num_columns * 224)
+    is_lost = ((columns >= 512) & (columns < 768)) | ((columns >= 1024) & (columns < 1280))
+    rows = np.arange(grid.num_rows * 224)
+    lost = is_lost[None, :] & ((rows >= 256) & (rows < 512))[:, None]
+    shape = grid.num_rows, grid.num_columns, 224, 224
+    whole, before = (
+        pixels.reshape(*shape, 3).transpose(0, 2, 1, 3, 4).reshape(len(rows), len(columns), 3)
+        for pixels in (tiles, expected)
+    )
+    assert (whole[lost] == 255).all()
+    assert (whole[~lost] == before[~lost]).all()
+    assert report.bad == tuple((row * grid.num_columns + column, "damaged") for row in (1, 2) for column in (4, 5))
+
+
+def test_a_file_that_becomes_shorter_while_it_is_open_loses_only_the_tiles_behind_its_end(
+    scan_20x: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "shrinking.svs"
+    shutil.copy(scan_20x, path)
+    level = read_index(path)[0][0]
+    with open_slide(scan_20x) as sound, open_slide(path) as slide:
+        _, expected, _ = read(sound)
+        os.truncate(path, int(level.offsets[20] + level.lengths[20]) - 2)  # eight across: the third row, fifth of eight
+        grid, tiles, report = read(slide)
+    touched = {position for position, _ in report.bad}
+    boxes = grid.boxes(np.arange(grid.num_cells))
+    rows, columns = boxes[:, 1], boxes[:, 0]
+    needs = (rows + 224 > 768) | ((rows + 224 > 512) & (columns + 224 > 4 * 256))
+    assert touched == set(np.flatnonzero(needs).tolist())
+    assert (tiles[~needs] == expected[~needs]).all()
 
 
 @pytest.mark.parametrize("reader", ["tiff", "openslide"])
