@@ -342,7 +342,7 @@ def _memory_process(connection: Connection, path: str) -> None:
     job = _make_job(path)  # zeros are not backed by memory until they are touched
     job.out.fill(1)
     with open_slide(path) as slide:
-        slide.thumbnail(64.0)  # libraries are loaded
+        slide.read_tiles(job.grid, np.arange(1), job.out[:1])  # libraries are loaded
         before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         slide.read_tiles(job.grid, np.arange(len(job.boxes)), job.out)
     connection.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1024)
