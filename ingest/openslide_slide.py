@@ -1,7 +1,8 @@
 """Reader for everything OpenSlide knows: NDPI, MRXS, SCN, BIF, VMS, DICOM, JPEG2000 and TIFFs of unusual layout.
 
-Two hazards it guards: a handle is dead for every later read after one error, so it is opened again; and regions that
-were not scanned come back transparent, which is white here (dropping the alpha channel would make them black).
+Three hazards it guards: a handle is dead for every later read after one error, so it is opened again; regions that
+were not scanned come back transparent, which is white here (dropping the alpha channel would make them black); and a
+JPEG2000 tile whose end is missing comes back as a coarser picture without an error, so the ends are looked at.
 """
 
 import threading
@@ -31,6 +32,8 @@ from ingest.read_plan import (
     trusted_mpp,
 )
 from ingest.threads import deal
+from ingest.tiff_index import JPEG2000
+from ingest.tiff_slide import TiffSlide, open_tiff
 
 RUN_TILES = 8  # neighbours of a row are read in one region: their shared file tiles are blitted once
 CACHE_BYTES = 64 << 20  # a little more than two rows of file tiles under a run
@@ -41,8 +44,11 @@ BAND_PIXELS = 16 << 20  # a thumbnail is read in bands of at most this many pixe
 class OpenSlideSlide:
     """A slide opened by OpenSlide; reads are thread-safe. Made by `open_with_openslide`."""
 
-    def __init__(self, path: Path, handle: openslide.OpenSlide, info: SlideInfo) -> None:
+    def __init__(
+        self, path: Path, handle: openslide.OpenSlide, info: SlideInfo, jpeg2000: TiffSlide | None = None
+    ) -> None:
         self._path = path
+        self._jpeg2000 = jpeg2000
         self._lock = threading.Lock()
         self._handle = handle
         self._num_opened = 0
@@ -50,6 +56,8 @@ class OpenSlideSlide:
 
     def close(self) -> None:
         self._handle.close()
+        if self._jpeg2000 is not None:
+            self._jpeg2000.close()
 
     def scale_for(self, slide_mpp: float, mpp: float) -> ReadScale:
         return choose_scale(self.info.levels, [(1,)] * len(self.info.levels), slide_mpp, mpp)
@@ -61,12 +69,17 @@ class OpenSlideSlide:
         scale = self.scale_for(grid.slide_mpp, grid.tile_mpp)
         level = self.info.levels[scale.level]
         boxes, _ = scaled_boxes(grid, tile_indices, scale.downsample, level.width_px, level.height_px)
-        bad: list[int] = []
+        failed: list[int] = []
 
         def read(run: range) -> None:
-            bad.extend(self._read_run(scale, boxes, run, out))
+            failed.extend(self._read_run(scale, boxes, run, out))
 
         deal(_runs(boxes), lambda: read, num_threads)
+        bad = set(failed)
+        if self._jpeg2000 is not None:
+            cut = self._jpeg2000.damaged_ends(grid, tile_indices, scale.level)
+            out[sorted(cut)] = WHITE
+            bad |= cut
         return ReadReport(tuple((position, DAMAGED) for position in sorted(bad)), 0)
 
     def thumbnail(self, slide_mpp: float, mpp: float, num_threads: int, max_damaged: float) -> NDArray[np.uint8]:
@@ -160,7 +173,8 @@ def open_with_openslide(path: Path) -> OpenSlideSlide:
     """Open a slide.
 
     Raises:
-        SlideError: `cannot_open`: OpenSlide does not know the format or refuses the file.
+        SlideError: `cannot_open`: OpenSlide does not know the format or refuses the file; `truncated`: a TIFF with
+            JPEG2000 tiles ends before its last tile.
     """
     try:
         handle = _open(path)
@@ -186,7 +200,23 @@ def open_with_openslide(path: Path) -> OpenSlideSlide:
         vendor=properties.get("openslide.vendor", ""),
         scanner=scanner,
     )
-    return OpenSlideSlide(path, handle, info)
+    return OpenSlideSlide(path, handle, info, _jpeg2000_index(path, levels))
+
+
+def _jpeg2000_index(path: Path, levels: tuple[Level, ...]) -> TiffSlide | None:
+    """Our index of a TIFF with JPEG2000 tiles, where its levels are those that OpenSlide sees."""
+    try:
+        tiff = open_tiff(path, JPEG2000)
+    except SlideError as error:
+        if error.reason == "truncated":
+            raise
+        return None
+    if [(level.width_px, level.height_px) for level in tiff.info.levels] == [
+        (level.width_px, level.height_px) for level in levels
+    ]:
+        return tiff
+    tiff.close()
+    return None
 
 
 def _open(path: Path) -> openslide.OpenSlide:

@@ -19,6 +19,7 @@ from ingest.errors import SlideError
 from ingest.read_plan import Level, SlideInfo, trusted_mpp
 
 DENOMINATORS = (1, 2, 4, 8)
+JPEG, JPEG2000 = (7,), (33003, 33005)  # TIFF compressions; the latter are Aperio's two
 MAX_TILE_PX = 8192  # no writer makes larger tiles; a damaged index would ask for terabytes
 
 # tifffile reports every odd tag on stderr; what matters to us is checked below and raised.
@@ -35,13 +36,16 @@ class TiffLevel:
     num_across: int
     offsets: NDArray[np.int64]
     lengths: NDArray[np.int64]
+    is_jpeg2000: bool
     prefix: bytes
     denominators: tuple[int, ...]
 
 
-def read_index(path: Path) -> tuple[tuple[TiffLevel, ...], SlideInfo]:
+def read_index(path: Path, compressions: tuple[int, ...] = JPEG) -> tuple[tuple[TiffLevel, ...], SlideInfo]:
     """The levels of a file of our reader's kind, and what it says about itself.
 
+    Args:
+        compressions: of its tiles; ours decodes JPEG only.
     Raises:
         SlideError: `unsupported`: another reader must take it, the message says why; `truncated`: the file ends
             before its own index says; `cannot_open`: it looks like TIFF, but its index cannot be read.
@@ -56,7 +60,7 @@ def read_index(path: Path) -> tuple[tuple[TiffLevel, ...], SlideInfo]:
     try:
         with tifffile.TiffFile(path) as tiff:
             pages = _pyramid_pages(tiff)
-            levels = tuple(_tiff_level(page, pages[0]) for page in pages)
+            levels = tuple(_tiff_level(page, pages[0], compressions) for page in pages)
             info = _slide_info(pages[0], levels, vendor, tiff.ome_metadata)
     except SlideError:
         raise
@@ -99,11 +103,12 @@ def _pyramid_pages(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     return pages
 
 
-def _tiff_level(page: tifffile.TiffPage, base: tifffile.TiffPage) -> TiffLevel:
+def _tiff_level(page: tifffile.TiffPage, base: tifffile.TiffPage, compressions: tuple[int, ...]) -> TiffLevel:
     if not page.is_tiled:
         raise SlideError("unsupported", "the TIFF is not tiled")
-    if page.compression != 7:
-        raise SlideError("unsupported", f"TIFF compression {int(page.compression)} is not JPEG")
+    if page.compression not in compressions:
+        kind = "JPEG" if compressions == JPEG else "JPEG2000"
+        raise SlideError("unsupported", f"TIFF compression {int(page.compression)} is not {kind}")
     if page.samplesperpixel != 3 or page.bitspersample != 8 or page.planarconfig != 1:
         raise SlideError("unsupported", "the TIFF is not 8-bit RGB in one plane")
     if page.photometric not in (2, 6):
@@ -129,6 +134,7 @@ def _tiff_level(page: tifffile.TiffPage, base: tifffile.TiffPage) -> TiffLevel:
         num_across=num_across,
         offsets=offsets,
         lengths=np.where(offsets == 0, 0, lengths),
+        is_jpeg2000=page.compression in JPEG2000,
         prefix=_jpeg_prefix(page),
         denominators=denominators,
     )

@@ -35,7 +35,7 @@ from ingest.read_plan import (
 from ingest.strips import cut_strips, join_pieces
 from ingest.threads import deal
 from ingest.tiff_decoder import TiffDecoder, max_tiles_of_strip
-from ingest.tiff_index import TiffLevel, read_index
+from ingest.tiff_index import JPEG, TiffLevel, read_index
 
 READ_BYTES = 1 << 19  # one pread of 32 neighbours instead of 32 small ones: +30 % from a cold disk
 STAGING_BYTES = 64 << 20  # tiles that wait for their last piece before the resize
@@ -125,7 +125,8 @@ class TiffSlide:
     def damaged_ends(self, grid: TileGrid, tile_indices: NDArray[np.int64], level_index: int) -> set[int]:
         """Positions of tiles that need a file tile without the JPEG start or end mark; nothing is decoded.
 
-        A cheap check for a reader that hands out black or half tiles without an error.
+        A cheap check for a reader that hands out black or half tiles without an error. Of JPEG2000, which decodes to a
+        coarser picture when its end is missing, a tile that ends in zeros is told: the hole of an interrupted copy.
         """
         level = self._levels[level_index]
         width_px, height_px, downsample = level.level.width_px, level.level.height_px, level.level.downsample
@@ -140,12 +141,14 @@ class TiffSlide:
         if length == 0:
             return True
         tail = os.pread(self._descriptor, min(64, length), offset + length - min(64, length))
+        if level.is_jpeg2000:
+            return any(tail)
         return os.pread(self._descriptor, 2, offset) == b"\xff\xd8" and b"\xff\xd9" in tail
 
 
-def open_tiff(path: Path) -> TiffSlide:
-    """Open a file of this reader's kind; errors as `read_index`."""
-    levels, info = read_index(path)
+def open_tiff(path: Path, compressions: tuple[int, ...] = JPEG) -> TiffSlide:
+    """Open a file of this reader's kind, or another for `damaged_ends` alone; errors as `read_index`."""
+    levels, info = read_index(path, compressions)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)

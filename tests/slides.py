@@ -4,16 +4,18 @@ import io
 import itertools
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
 from ingest.svs import Subsampling, write_svs
-from ingest.tiff_index import read_index
+from ingest.tiff_index import JPEG, JPEG2000, read_index
 
 Damage = Literal["random", "inside", "half", "empty"]
 REAL_SLIDES = Path(__file__).parents[2] / "shared" / "data" / "slides"
@@ -77,13 +79,42 @@ def write_textured_svs(
     )
 
 
-def damage_tile(path: Path, file_tile: int, how: Damage, level: int = 0) -> None:
+def write_jpeg2000_svs(path: Path, pixels: NDArray[np.uint8], mpp: float) -> None:
+    """An Aperio slide of one level with lossless JPEG2000 tiles of 256 px (RGB, TIFF compression 33005)."""
+    height, width = pixels.shape[:2]
+    side = 256
+    padded = np.pad(pixels, ((0, -height % side), (0, -width % side), (0, 0)), mode="edge")
+
+    def streams() -> Iterator[bytes]:
+        for y, x in itertools.product(range(0, height, side), range(0, width, side)):
+            file = io.BytesIO()
+            tile = Image.fromarray(padded[y : y + side, x : x + side])
+            tile.save(file, "JPEG2000", no_jp2=True, irreversible=False, mct=0)
+            yield file.getvalue()
+
+    # tifffile writes streams as they are, but knows the compression only with a codec; so the tag is set afterwards.
+    tifffile.imwrite(
+        path,
+        streams(),
+        shape=pixels.shape,
+        dtype=np.uint8,
+        tile=(side, side),
+        compression="zlib",
+        photometric="rgb",
+        description=f"Aperio Image Library v12.0\n{width}x{height} ({side}x{side}) J2K/KDU Q=100|MPP = {mpp}",
+        metadata=None,
+    )
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tiff.pages[0].tags["Compression"].overwrite(JPEG2000[1])
+
+
+def damage_tile(path: Path, file_tile: int, how: Damage, level: int = 0, compressions: tuple[int, ...] = JPEG) -> None:
     """Spoil one file tile in place.
 
     random: random bytes; inside: the same between intact start and end marks; half: zeros from its middle on;
     empty: length 0 in the index, as scanners mark background that they left out.
     """
-    levels, _ = read_index(path)
+    levels, _ = read_index(path, compressions)
     offset, length = int(levels[level].offsets[file_tile]), int(levels[level].lengths[file_tile])
     with path.open("r+b") as file:
         if how == "random":
@@ -100,8 +131,6 @@ def damage_tile(path: Path, file_tile: int, how: Damage, level: int = 0) -> None
 
 
 def _zero_length(descriptor: int, path: Path, file_tile: int, level: int) -> None:
-    import tifffile
-
     with tifffile.TiffFile(path) as tiff:
         tag = tiff.pages[level].tags["TileByteCounts"]
         item = tag.valueoffset + file_tile * 4

@@ -16,8 +16,16 @@ from ingest.geometry import TileGrid
 from ingest.read_plan import ReadReport
 from ingest.slide import ReaderName, Slide, open_slide
 from ingest.svs import Subsampling
-from ingest.tiff_index import read_index
-from tests.slides import REAL_SLIDES, Damage, damage_tile, stained_texture, write_plain_tiff, write_textured_svs
+from ingest.tiff_index import JPEG2000, read_index
+from tests.slides import (
+    REAL_SLIDES,
+    Damage,
+    damage_tile,
+    stained_texture,
+    write_jpeg2000_svs,
+    write_plain_tiff,
+    write_textured_svs,
+)
 
 CODINGS: list[tuple[Subsampling, int, int]] = [("420", 80, 256), ("422", 70, 240), ("444", 91, 256)]
 needs_real_slides = pytest.mark.skipif(
@@ -268,6 +276,43 @@ def test_among_its_neighbours_a_tile_that_was_never_scanned_and_a_damaged_one_ar
     assert (whole[lost] == 255).all()
     assert (whole[~lost] == before[~lost]).all()
     assert report.bad == tuple((row * grid.num_columns + column, "damaged") for row in (1, 2) for column in (4, 5))
+
+
+def test_jpeg2000_is_read_by_openslide_and_loses_only_what_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "jpeg2000.svs"
+    pixels = stained_texture(768, 0.5)[:600, :700]  # three file tiles across, three down; 3 x 2 tiles of 224 px
+    write_jpeg2000_svs(path, pixels, 0.5)
+    with open_slide(path) as slide:
+        assert slide.describe().startswith("reader openslide (TIFF compression 33005 is not JPEG), format aperio")
+        grid, tiles, report = read(slide)
+    assert report.bad == ()
+    for tile, (x, y, width, height) in zip(tiles, grid.boxes(np.arange(6)).tolist(), strict=True):
+        assert (tile == pixels[y : y + height, x : x + width]).all()
+    damage_tile(path, 5, "half", compressions=JPEG2000)  # OpenSlide gives a picture that has lost half of its detail
+    with open_slide(path) as slide:
+        _, damaged, report = read(slide)
+    assert report.bad == ((5, "damaged"),)
+    assert (damaged[5] == 255).all()
+    assert (damaged[:5] == tiles[:5]).all()
+    damage_tile(path, 0, "random", compressions=JPEG2000)  # here it raises; four output tiles need this one
+    with open_slide(path) as slide:
+        _, damaged, report = read(slide)
+    assert report.bad == tuple((position, "damaged") for position in (0, 1, 3, 4, 5))
+    assert (damaged[[0, 1, 3, 4, 5]] == 255).all()
+    assert (damaged[2] == tiles[2]).all()
+    with pytest.raises(SlideError, match="reader cucim: TIFF compression 33005 is not JPEG"):
+        open_slide(path, "cucim")
+
+
+def test_a_large_jpeg2000_file_cut_short_is_truncated(tmp_path: Path) -> None:
+    path = tmp_path / "jpeg2000.svs"
+    noise = np.random.default_rng(0).integers(0, 255, (1_400, 1_400, 3)).astype(np.uint8)
+    write_jpeg2000_svs(path, noise, 0.5)
+    assert path.stat().st_size > 5 << 20  # of a smaller one OpenSlide hashes every tile and refuses it itself
+    os.truncate(path, path.stat().st_size - 100)
+    with pytest.raises(SlideError, match="before its last tile; copy it again") as caught:
+        open_slide(path)
+    assert caught.value.reason == "truncated"
 
 
 def test_a_file_that_becomes_shorter_while_it_is_open_loses_only_the_tiles_behind_its_end(
