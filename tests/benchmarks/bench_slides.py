@@ -13,7 +13,6 @@ Figures go to build/bench/slides.json; those that are wall time (threads, traine
 import json
 import os
 import random
-import resource
 import statistics
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ingest.geometry import TileGrid
+from tests.benchmarks.memory import peak_memory_bytes
 from tests.slides import write_textured_svs
 
 NUM_PASSES = 5
@@ -343,9 +343,9 @@ def _memory_process(connection: Connection, path: str) -> None:
     job.out.fill(1)
     with open_slide(path) as slide:
         slide.read_tiles(job.grid, np.arange(1), job.out[:1])  # libraries are loaded
-        before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_memory_bytes()
         slide.read_tiles(job.grid, np.arange(len(job.boxes)), job.out)
-    connection.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1024)
+    connection.send((peak_memory_bytes() - before) / (1 << 20))
     connection.recv()
 
 

@@ -28,6 +28,7 @@ from pretrain.share import normalise
 from pretrain.step import Models, ready_models, slide_step
 from pretrain.team import Team, make_team
 from pretrain.update import clip_gradients, reduce_gradients, trained_parameters
+from tests.benchmarks.memory import peak_memory_bytes
 
 GIANT_TILES = 45_056  # 11 devices x 4,096 tiles: Campanella et al. 2024, breast cancer detection
 LEARNING_RATE = 5e-5  # its peak learning rate
@@ -100,14 +101,6 @@ def invented_tiles(num_tiles: int, tile_px: int) -> Tensor:
     colours_K3 = torch.randint(0, 192, (num_tiles, 1, 1, 3), dtype=torch.uint8, generator=generator)
     torch.add(colours_K3, noise_HW3, out=tiles_KHW3)
     return tiles_KHW3.permute(0, 3, 1, 2)
-
-
-def peak_memory_bytes() -> int:
-    """Peak resident memory of this process (VmHWM; ru_maxrss would inherit that of the parent)."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("no VmHWM in /proc/self/status; this benchmark needs Linux")
 
 
 @dataclass(slots=True)
