@@ -44,9 +44,7 @@ BAND_PIXELS = 16 << 20  # a thumbnail is read in bands of at most this many pixe
 class OpenSlideSlide:
     """A slide opened by OpenSlide; reads are thread-safe. Made by `open_with_openslide`."""
 
-    def __init__(
-        self, path: Path, handle: openslide.OpenSlide, info: SlideInfo, jpeg2000: TiffSlide | None = None
-    ) -> None:
+    def __init__(self, path: Path, handle: openslide.OpenSlide, info: SlideInfo, jpeg2000: TiffSlide | None) -> None:
         self._path = path
         self._jpeg2000 = jpeg2000
         self._lock = threading.Lock()

@@ -48,7 +48,7 @@ def cut_strips(file_tiles: NDArray[np.int64], num_across: int, max_tiles: int) -
 
 
 def join_pieces(pieces: Pieces, starts: NDArray[np.int64], tile_width_px: int, run_width_px: int | None) -> Copies:
-    """The pieces of `cut_pieces`, joined as far as they lie side by side in a strip.
+    """The pieces of `cut_pieces`, at least one, joined as far as they lie side by side in a strip.
 
     Args:
         starts: of the strips, from `cut_strips` over the pieces' file tiles in their order.
@@ -72,7 +72,7 @@ def join_pieces(pieces: Pieces, starts: NDArray[np.int64], tile_width_px: int, r
     # A strip holds one row of the file, so that what it has of an output tile is one rectangle.
     follows = (np.diff(copies.strip) == 0) & (np.diff(copies.position) == 0)
     firsts = _firsts(follows)
-    width = np.add.reduceat(copies.width, firsts) if len(firsts) else copies.width
+    width = np.add.reduceat(copies.width, firsts)
     copies = Copies(*(column[firsts] for column in copies))._replace(width=width)
     if run_width_px is None:
         return copies

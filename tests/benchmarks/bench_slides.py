@@ -40,7 +40,7 @@ NUM_PASSES_OF_FAST = {"40x": 15, "20x": 45}  # of ours and of those that come ne
 SLOW = {"openslide", "cucim"}
 NUM_WALL_PASSES = 25
 TILE_PX, TILE_MPP = 224, 0.5
-SIDE_PX = {"40x": 20_480, "20x": 10_240}  # 2,025 tiles each
+SIDE_PX, SLIDE_MPP = {"40x": 20_480, "20x": 10_240}, {"40x": 0.25, "20x": 0.5}  # 2,025 tiles each
 HOLD = {  # lower bounds, but for the two marked below
     "reading_40x_over_openslide": 8.0,
     "reading_20x_over_openslide": 4.0,
@@ -362,9 +362,8 @@ def main() -> None:
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="bench_slides_") as folder:
         slides = {"40x": Path(folder) / "scan_40x.svs", "20x": Path(folder) / "scan_20x.svs"}
-        write_textured_svs(slides["40x"], (SIDE_PX["40x"], SIDE_PX["40x"]), 0.25)
-        write_textured_svs(slides["20x"], (SIDE_PX["20x"], SIDE_PX["20x"]), 0.5)
         for case, path in slides.items():
+            write_textured_svs(path, (SIDE_PX[case], SIDE_PX[case]), SLIDE_MPP[case])
             seconds = compare_readers(path, names, NUM_PASSES_OF_FAST[case], console)
             for name in names[1:]:
                 figures[f"reading_{case}_over_{name}"] = seconds[name] / seconds["ours"]

@@ -60,10 +60,7 @@ def test_copies_fill_every_pixel_once_and_from_the_right_place(
     cells = np.flatnonzero(rng.random(columns * rows) < 0.7)
     shift = rng.integers(0, 1 + np.array([width - columns * SIZE_PX, height - rows * SIZE_PX]))
     corners = np.stack([cells % columns, cells // columns], axis=1) * SIZE_PX + shift
-    free = rng.integers(0, np.array([width, height]) - min(SIZE_PX, width, height) + 1, (3, 2))
-    corners = np.concatenate([corners, np.minimum(free, [width - SIZE_PX, height - SIZE_PX])])
-    if width < SIZE_PX or height < SIZE_PX:
-        return
+    corners = np.concatenate([corners, rng.integers(0, np.array([width, height]) - SIZE_PX + 1, (3, 2))])
     boxes = np.concatenate([corners, np.full_like(corners, SIZE_PX)], axis=1)
     order = rng.permutation(across * down) if is_shuffled else np.arange(across * down)
     pieces, file_tiles, starts, copies = plan(boxes, tile, across, order, max_tiles, runs)
